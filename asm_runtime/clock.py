@@ -1,0 +1,73 @@
+"""Time, injectable: what o'clock it is, and timers.
+
+Everything that waits takes a `clock`. `SystemClock` is the real one; `asm_runtime.testing` has one
+that stands still until a test moves it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+__all__ = ["SYSTEM_CLOCK", "Clock", "SystemClock", "Timer", "sleep"]
+
+
+class Timer(Protocol):
+    """A pending call."""
+
+    def cancel(self) -> None:
+        """Make sure that it is not called any more. Idempotent."""
+
+
+class Clock(Protocol):
+    """A source of time."""
+
+    def now(self) -> datetime:
+        """The time of day, timezone-aware, UTC."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds since some moment; never goes back."""
+        ...
+
+    def call_later(self, seconds: float, callback: Callable[..., object], *args: Any) -> Timer:
+        """Call `callback(*args)` on the running loop after so many seconds."""
+        ...
+
+
+class SystemClock:
+    """The machine's clock and the running loop's timers."""
+
+    __slots__ = ()
+
+    def now(self) -> datetime:
+        """The time of day, UTC."""
+        return datetime.now(UTC)
+
+    def monotonic(self) -> float:
+        """Seconds on the running loop's clock."""
+        return asyncio.get_running_loop().time()
+
+    def call_later(self, seconds: float, callback: Callable[..., object], *args: Any) -> Timer:
+        """A timer of the running loop."""
+        return asyncio.get_running_loop().call_later(seconds, callback, *args)
+
+
+SYSTEM_CLOCK: Clock = SystemClock()
+
+
+async def sleep(clock: Clock, seconds: float) -> None:
+    """Suspend the caller for so many seconds of `clock`. Cancellable."""
+    wake = asyncio.get_running_loop().create_future()
+    timer = clock.call_later(seconds, _wake, wake)
+    try:
+        await wake
+    finally:
+        timer.cancel()
+
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

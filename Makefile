@@ -1,0 +1,69 @@
+# Every target does all its set-up: it makes .venv from a Python >= 3.11 and installs into it what it
+# needs, once. Another interpreter: make test PYTHON=/path/to/python3.13
+
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+# pyright runs on the Node.js of its wheel and keeps its npm package in the venv: nothing of the
+# machine is used, nothing outside the checkout is written.
+export PYRIGHT_PYTHON_GLOBAL_NODE := 0
+export PYRIGHT_PYTHON_CACHE_DIR := $(abspath $(VENV))/pyright
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lint types package bench bench-quick format clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.installed ## Watch sessions run real commands, get killed, and carry on
+	$(BIN)/asm-runtime demo
+
+test: $(VENV)/.installed-dev ## Run the tests
+	$(BIN)/python -m pytest
+
+check: lint types test package ## Everything that must be green before a commit lands
+
+lint: $(VENV)/.installed-dev ## Lint, and check the format
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(VENV)/.installed-dev ## mypy and pyright, both strict
+	$(BIN)/mypy
+	$(BIN)/pyright
+
+package: $(VENV)/.installed-dev ## Build the wheel and use it from outside the checkout
+	$(BIN)/python .ci/wheel_smoke.py
+
+bench: $(VENV)/.installed-bench ## Run all benchmarks; writes benchmarks/results/
+	$(BIN)/python -m benchmarks
+
+bench-quick: $(VENV)/.installed-bench ## Run them briefly: that they work, not what they measure
+	$(BIN)/python -m benchmarks --quick
+
+format: $(VENV)/.installed-dev ## Put the code in its format
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean: ## Remove what the other targets made
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.installed: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "no Python >= 3.11 found: name one with PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install 'pip>=25.1' # the first that knows dependency groups
+	$(PIP) install --editable '.[cli,fast,otel]'
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) install --group test --group lint
+	@touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed
+	$(PIP) install --group bench
+	@touch $@

@@ -6,13 +6,20 @@ observer here when `asm_runtime` is imported. A hook must be quick and must not 
 
 from __future__ import annotations
 
+import contextvars
+from collections.abc import Sequence
+
 from asm_runtime.records import Event, Run, Session
 
 __all__ = ["Observer", "RunTrace", "observer", "set_observer"]
 
 
 class RunTrace:
-    """One run as this process sees it, from its submission or its claim to its end."""
+    """One run as this process sees it, from its submission or its claim to its end.
+
+    It ends once, with `ended`, `requeued` or `abandoned`; of what is said after that, only late events
+    count.
+    """
 
     __slots__ = ()
 
@@ -22,6 +29,10 @@ class RunTrace:
     def started(self, run: Run, session: Session) -> None:
         """This process claimed it and begins attempt `run.attempt`."""
 
+    def execution_context(self) -> contextvars.Context | None:
+        """What the adapter's task runs in, so that its own spans belong to the run; None: the caller's."""
+        return None
+
     def stored(self, event: Event) -> None:
         """One of its events is in the log."""
 
@@ -29,10 +40,13 @@ class RunTrace:
         """Its adapter reported an event after its end; it was dropped."""
 
     def requeued(self) -> None:
-        """It goes back to the queue; this attempt is over."""
+        """It goes back to the queue; who claims it next begins another trace."""
 
-    def ended(self, run: Run) -> None:
-        """It reached a terminal status, here or, `run.owner` being another node, elsewhere."""
+    def ended(self, run: Run, events: Sequence[Event] = ()) -> None:
+        """It reached a terminal status, here or, `run.owner` being another node, elsewhere.
+
+        `events` were stored in one step with that status.
+        """
 
     def abandoned(self) -> None:
         """This process no longer follows it, and does not know how it ends."""
@@ -43,8 +57,14 @@ class Observer:
 
     __slots__ = ()
 
-    def run(self, run: Run, agent_id: str | None) -> RunTrace:
-        """A run was submitted here, or claimed here though submitted elsewhere."""
+    def run(self, run: Run, agent_id: str | None, *, awaited: bool = False) -> RunTrace:
+        """A run was submitted here, or claimed here though submitted elsewhere.
+
+        Args:
+            run: As it is stored.
+            agent_id: Its session's, if known.
+            awaited: Whether the caller executes it and waits for its end.
+        """
         return _NO_TRACE
 
     def trace_context(self) -> dict[str, str]:
@@ -71,8 +91,8 @@ class Observer:
     def drain_ended(self, token: object, error: BaseException | None) -> None:
         """That drain has ended."""
 
-    def write_began(self, kind: str, session_id: str, events: int) -> object:
-        """A store write of the runtime begins: `append` or `flush`, with so many events."""
+    def write_began(self, kind: str, session_id: str, events: int, trace: RunTrace | None = None) -> object:
+        """A store write of the runtime begins: `append` or `flush`, with so many events, for that run."""
         return None
 
     def write_ended(self, token: object, stored: list[Event] | None, error: BaseException | None) -> None:

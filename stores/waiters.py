@@ -1,0 +1,358 @@
+"""The long poll of every store: callers that wait for events, and for a session's runs to change.
+
+A store registers a waiter *before* it reads. What happens to the session between the read and the
+wait then marks the waiter, and no wake-up is lost::
+
+    deadline = clock.monotonic() + wait_timeout_ms / 1000
+    while True:
+        waiter = waiters.register(session_id, filter)
+        try:
+            events, head = await self.call(self._read, session_id, filter)  # one snapshot
+            if events or not wait_timeout_ms:
+                return events
+            answer = await waiter.wait(head, deadline)
+            if answer is not None:
+                return answer
+        finally:
+            waiter.cancel()
+
+Waiters are found by session, so a change costs nothing for those of other sessions. They belong to
+the loop: nothing here may be called from another thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Iterable, Sequence
+from datetime import datetime
+from typing import Any, Generic, Self, TypeVar, cast
+
+import msgspec
+
+from asm_runtime import options
+from asm_runtime.clock import Clock, Timer
+from asm_runtime.observer import observer
+from asm_runtime.ports import Order
+from asm_runtime.records import Event, EventType
+
+__all__ = ["EventFilter", "EventWaiter", "EventWaiters", "RevisionWaiter", "RevisionWaiters"]
+
+T = TypeVar("T")
+W = TypeVar("W", bound="_Waiter[Any]")
+
+
+class EventFilter(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """Which events of a session a reader wants, how many and in which order."""
+
+    run_ids: frozenset[str] | None = None
+    types: frozenset[EventType] | None = None
+    since: datetime | None = None
+    after: int = 0
+    before: int | None = None
+    limit: int | None = None
+    order: Order = "asc"
+
+    @classmethod
+    def checked(
+        cls,
+        *,
+        run_id: Any = None,
+        type: Any = None,
+        since: Any = None,
+        after: Any = None,
+        before: Any = None,
+        limit: Any = None,
+        order: Any = "asc",
+        wait_timeout_ms: Any = 0,
+    ) -> EventFilter:
+        """The filter that the arguments of `SessionStore.get_events` mean.
+
+        `wait_timeout_ms` is no part of it; it is checked with the rest.
+
+        Raises:
+            ValidationError: One of them is not what is allowed.
+        """
+        options.integer("wait_timeout_ms", wait_timeout_ms, minimum=0)
+        return cls(
+            run_ids=options.identifiers("run_id", run_id),
+            types=options.members("type", type, EventType),
+            since=None if since is None else options.utc("since", since),
+            after=options.integer("after", after, minimum=0, optional=True) or 0,
+            before=options.integer("before", before, minimum=0, optional=True),
+            limit=options.integer("limit", limit, minimum=1, optional=True),
+            order=cast(Order, options.choice("order", order, ("asc", "desc"))),
+        )
+
+    @property
+    def matches_nothing(self) -> bool:
+        """Whether no event can ever match: there is nothing to read."""
+        return (
+            (self.run_ids is not None and not self.run_ids)
+            or (self.types is not None and not self.types)
+            or (self.before is not None and self.before <= self.after + 1)
+        )
+
+    def matches(self, event: Event) -> bool:
+        """Whether that stored event is wanted."""
+        return (
+            cast(int, event.sequence_number) > self.after
+            and (self.before is None or cast(int, event.sequence_number) < self.before)
+            and (self.run_ids is None or event.run_id in self.run_ids)
+            and (self.types is None or event.type in self.types)
+            and (self.since is None or event.timestamp > self.since)
+        )
+
+    def pick(self, events: Iterable[Event]) -> list[Event]:
+        """The wanted ones among stored events in ascending order, in the wanted number and order."""
+        wanted = [event for event in events if self.matches(event)]
+        if self.order == "desc":
+            wanted.reverse()
+        return wanted[: self.limit]
+
+
+class _Waiter(Generic[T]):
+    """One caller, from before it reads until it has its answer.
+
+    It is *reading*, then *parked*: it has a reply to wait for. Waiters of one session form a chain:
+    a set for each session would cost more than the waiter itself.
+    """
+
+    __slots__ = ("_ended", "_newer", "_older", "_reply", "_session_id", "_stale", "_timer", "_waiters")
+
+    def __init__(self, waiters: _Waiters[Any], session_id: str) -> None:
+        self._waiters: _Waiters[Any] | None = waiters
+        self._session_id = session_id
+        self._older: Self | None = None
+        self._newer: Self | None = None
+        self._reply: asyncio.Future[T | None] | None = None
+        self._timer: Timer | None = None
+        self._stale = False
+        self._ended = False
+
+    def cancel(self) -> None:
+        """Leave: the caller has its answer, or is gone. Idempotent, O(1)."""
+        waiters = self._waiters
+        if waiters is None:
+            return
+        self._waiters = None
+        waiters._remove(self)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._reply is not None:
+            observer().waiters_changed(-1)
+
+    def _park(self, deadline: float | None) -> Awaitable[T | None]:
+        clock = cast("_Waiters[Any]", self._waiters)._clock
+        reply = asyncio.get_running_loop().create_future()
+        seconds = None if deadline is None else deadline - clock.monotonic()
+        if self._ended or (seconds is not None and seconds <= 0):
+            reply.set_result(self._at_end())
+        elif self._stale:
+            reply.set_result(None)
+        else:
+            self._reply = reply
+            if seconds is not None:
+                self._timer = clock.call_later(seconds, self._end)
+            observer().waiters_changed(1)
+        return reply
+
+    def _end(self) -> None:
+        """The time is over, the session is gone, or the store stops."""
+        self._ended = True
+        self._answer(self._at_end())
+
+    def _read_again(self) -> None:
+        self._stale = True
+        self._answer(None)
+
+    def _at_end(self) -> T:
+        raise NotImplementedError
+
+    def _answer(self, value: T | None) -> None:
+        """Answer one that is parked; one that is reading learns of it when it comes to park."""
+        if self._reply is not None:
+            self.cancel()
+            if not self._reply.done():  # else its caller was cancelled in this turn of the loop
+                self._reply.set_result(value)
+
+
+class _Waiters(Generic[W]):
+    """Waiters by session."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._newest: dict[str, W] = {}
+        self._count = 0
+        self._stopped = False
+
+    def __len__(self) -> int:
+        """How many callers read or wait."""
+        return self._count
+
+    def sessions(self) -> list[str]:
+        """The sessions that somebody waits for."""
+        return list(self._newest)
+
+    def changed(self, session_id: str) -> None:
+        """Have that session's waiters read again: another process changed it, no more is known."""
+        for waiter in self._of(session_id):
+            waiter._read_again()
+
+    def deleted(self, session_id: str) -> None:
+        """Answer that session's waiters: it is gone."""
+        for waiter in self._of(session_id):
+            waiter._end()
+
+    def stop(self) -> None:
+        """Answer all waiters, and those that register from now on at once. Idempotent."""
+        self._stopped = True
+        for session_id in self.sessions():
+            self.deleted(session_id)
+
+    def _add(self, waiter: W) -> W:
+        session_id = waiter._session_id
+        self._count += 1
+        older = self._newest.get(session_id)
+        self._newest[session_id] = waiter
+        if older is not None:
+            waiter._older, older._newer = older, waiter
+        if self._stopped:
+            waiter._end()
+        return waiter
+
+    def _remove(self, waiter: W) -> None:
+        self._count -= 1
+        older, newer = waiter._older, waiter._newer
+        waiter._older = waiter._newer = None
+        if older is not None:
+            older._newer = newer
+        if newer is not None:
+            newer._older = older
+        elif older is not None:
+            self._newest[waiter._session_id] = older
+        else:
+            del self._newest[waiter._session_id]
+
+    def _of(self, session_id: str) -> list[W]:
+        """That session's waiters, who came first first."""
+        found: list[W] = []
+        waiter = self._newest.get(session_id)
+        while waiter is not None:
+            found.append(waiter)
+            waiter = waiter._older
+        found.reverse()
+        return found
+
+
+class EventWaiter(_Waiter[list[Event]]):
+    """One caller of `get_events`."""
+
+    __slots__ = ("_filter", "_head")
+
+    def __init__(self, waiters: EventWaiters, session_id: str, filter: EventFilter) -> None:
+        super().__init__(waiters, session_id)
+        self._filter = filter
+        self._head = 0
+
+    def wait(self, head: int, deadline: float) -> Awaitable[list[Event] | None]:
+        """Wait for matching events. The caller cancels the waiter afterwards, in a `finally`.
+
+        Args:
+            head: The session's latest number in the snapshot that was read and held no match.
+            deadline: When to give up, on the clock's `monotonic()`.
+
+        Returns:
+            The matching events; `[]` at the deadline, at the session's deletion and at the stop;
+            None: something happened that is not in hand, read again.
+        """
+        if self._head > head:
+            self._stale = True  # events came meanwhile that the read has not seen
+        self._head = head
+        return self._park(deadline)
+
+    def _at_end(self) -> list[Event]:
+        return []
+
+    def _appended(self, events: Sequence[Event]) -> None:
+        first, last = cast(int, events[0].sequence_number), cast(int, events[-1].sequence_number)
+        if self._reply is None:
+            self._head = last  # whether its read has seen them, the read's head will tell
+            return
+        if last <= self._head:
+            return
+        if first != self._head + 1:
+            self._read_again()  # what lies between was appended by somebody else
+            return
+        wanted = self._filter.pick(events)
+        if wanted:
+            # Payloads are plain dicts: what one caller changes must not show at another's.
+            self._answer([event.checked() for event in wanted])
+        else:
+            self._head = last
+
+
+class EventWaiters(_Waiters[EventWaiter]):
+    """Who waits for events, see the module."""
+
+    def register(self, session_id: str, filter: EventFilter) -> EventWaiter:
+        """A waiter of that session; to be called before the store reads."""
+        return self._add(EventWaiter(self, session_id, filter))
+
+    def appended(self, session_id: str, events: Sequence[Event]) -> None:
+        """Hand new events of that session, stored, in ascending order, to those who wait for them."""
+        if events:
+            for waiter in self._of(session_id):
+                waiter._appended(events)
+
+
+class RevisionWaiter(_Waiter[int]):
+    """One caller of `wait_for_runs`."""
+
+    __slots__ = ("_after", "_known")
+
+    def __init__(self, waiters: RevisionWaiters, session_id: str) -> None:
+        super().__init__(waiters, session_id)
+        self._after = 0
+        self._known = 0
+
+    def wait(self, known: int, *, after: int, deadline: float | None) -> Awaitable[int | None]:
+        """Wait until the revision is past `after`. The caller cancels the waiter afterwards, in a `finally`.
+
+        Args:
+            known: The revision that was read.
+            after: What it is to exceed.
+            deadline: When to give up, on the clock's `monotonic()`; None: never.
+
+        Returns:
+            The revision; at the deadline, the session's deletion and the stop the last that is
+            known; None: it may have changed, read again.
+        """
+        self._known, self._after = max(known, self._known), after
+        if self._known > after:
+            self._ended = True  # it changed while the caller was reading
+        return self._park(deadline)
+
+    def _at_end(self) -> int:
+        return self._known
+
+    def _changed(self, revision: int) -> None:
+        self._known = revision
+        if self._reply is not None and revision > self._after:
+            self._answer(revision)
+
+
+class RevisionWaiters(_Waiters[RevisionWaiter]):
+    """Who waits for a session's runs to change, see the module."""
+
+    def register(self, session_id: str) -> RevisionWaiter:
+        """A waiter of that session; to be called before the store reads the revision."""
+        return self._add(RevisionWaiter(self, session_id))
+
+    def changed(self, session_id: str, revision: int | None = None) -> None:
+        """Tell that session's waiters its new revision; None: changed by others, to be read again."""
+        if revision is None:
+            super().changed(session_id)
+        else:
+            for waiter in self._of(session_id):
+                waiter._changed(revision)

@@ -1,0 +1,368 @@
+from __future__ import annotations
+
+import asyncio
+import gc
+import tracemalloc
+from collections.abc import AsyncIterator, Iterable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from asm_runtime.clock import SystemClock
+from asm_runtime.errors import ValidationError
+from asm_runtime.observer import Observer, set_observer
+from asm_runtime.records import Event
+from asm_runtime.stores.waiters import EventFilter, EventWaiters, RevisionWaiters
+from asm_runtime.testing import JumpingClock
+
+NOON = datetime(2024, 1, 1, 12, tzinfo=UTC)
+EVERYTHING = EventFilter()
+
+
+def events(numbers: Iterable[int], **fields: Any) -> list[Event]:
+    given = {"type": "custom", "session_id": "s", "timestamp": NOON} | fields
+    return [Event.new(sequence_number=number, **given) for number in numbers]
+
+
+def numbers(found: list[Event] | None) -> list[int | None] | None:
+    return None if found is None else [event.sequence_number for event in found]
+
+
+# -- the filter
+
+
+def test_a_filter_without_arguments_takes_everything_in_order() -> None:
+    assert numbers(EventFilter.checked().pick(events([1, 2, 3]))) == [1, 2, 3]
+
+
+def test_cursors_are_exclusive() -> None:
+    assert numbers(EventFilter.checked(after=1, before=4).pick(events([1, 2, 3, 4, 5]))) == [2, 3]
+
+
+def test_descending_order_takes_the_newest_first_and_then_the_limit() -> None:
+    assert numbers(EventFilter.checked(order="desc", limit=2).pick(events([1, 2, 3]))) == [3, 2]
+
+
+def test_since_is_strict_and_converted_to_utc() -> None:
+    found = EventFilter.checked(since=NOON.astimezone()).pick(
+        events([1]) + events([2], timestamp=NOON + timedelta(microseconds=1))
+    )
+    assert numbers(found) == [2]
+
+
+def test_runs_and_types_may_be_one_or_several() -> None:
+    mixed = events([1], run_id="a") + events([2], run_id="b", type="run_started") + events([3])
+    assert numbers(EventFilter.checked(run_id="a").pick(mixed)) == [1]
+    assert numbers(EventFilter.checked(run_id=["a", "b"]).pick(mixed)) == [1, 2]
+    assert numbers(EventFilter.checked(type="run_started").pick(mixed)) == [2]
+    assert numbers(EventFilter.checked(run_id=("a", "b"), type={"custom"}).pick(mixed)) == [1]
+
+
+@pytest.mark.parametrize(
+    "nothing", [{"run_id": []}, {"type": ()}, {"before": 0}, {"before": 1}, {"after": 5, "before": 6}]
+)
+def test_a_filter_knows_that_it_matches_nothing(nothing: dict[str, Any]) -> None:
+    filter = EventFilter.checked(**nothing)
+    assert filter.matches_nothing
+    assert filter.pick(events(range(1, 10), run_id="a")) == []
+
+
+def test_a_filter_that_may_match_says_so() -> None:
+    assert not EventFilter.checked().matches_nothing
+    assert not EventFilter.checked(after=5, before=7, run_id="a", type="custom").matches_nothing
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"limit": 0},
+        {"limit": -1},
+        {"limit": True},
+        {"limit": 1.0},
+        {"after": -1},
+        {"after": "1"},
+        {"after": 2**63},
+        {"before": -1},
+        {"before": 1.5},
+        {"since": datetime(2024, 1, 1)},
+        {"since": "2024-01-01"},
+        {"order": "up"},
+        {"order": None},
+        {"order": []},
+        {"type": "nope"},
+        {"type": ["custom", "nope"]},
+        {"type": 5},
+        {"type": [[]]},
+        {"run_id": ""},
+        {"run_id": 5},
+        {"run_id": [None]},
+        {"run_id": "a\0"},
+        {"wait_timeout_ms": -1},
+        {"wait_timeout_ms": None},
+        {"wait_timeout_ms": 0.5},
+    ],
+)
+def test_a_wrong_filter_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(wrong))):
+        EventFilter.checked(**wrong)
+
+
+# -- waiting for events
+
+
+@pytest.fixture
+def clock() -> JumpingClock:
+    return JumpingClock()
+
+
+@pytest.fixture
+async def waiters(clock: JumpingClock) -> EventWaiters:
+    return EventWaiters(clock)
+
+
+async def test_the_first_matching_append_answers_with_the_matching_events(waiters: EventWaiters) -> None:
+    waiter = waiters.register("s", EventFilter.checked(run_id="a"))
+    answer = waiter.wait(0, 1.0)
+    waiters.appended("s", events([1, 2]))
+    waiters.appended("s", events([3], run_id="b") + events([4], run_id="a"))
+    assert numbers(await answer) == [4]
+    assert len(waiters) == 0
+
+
+async def test_an_append_to_another_session_answers_nobody(waiters: EventWaiters) -> None:
+    waiter = waiters.register("s", EVERYTHING)
+    answer = asyncio.ensure_future(waiter.wait(0, 1.0))
+    waiters.appended("other", events([1]))
+    await asyncio.sleep(0)
+    assert not answer.done()
+    assert waiters.sessions() == ["s"]
+    waiter.cancel()
+    assert waiters.sessions() == []
+
+
+async def test_at_the_deadline_the_answer_is_empty(waiters: EventWaiters, clock: JumpingClock) -> None:
+    answer = asyncio.ensure_future(waiters.register("s", EVERYTHING).wait(0, 1.0))
+    await clock.advance_ms(999)
+    assert not answer.done()
+    await clock.advance_ms(1)
+    assert await answer == []
+    assert (len(waiters), clock.timers) == (0, 0)
+
+
+async def test_a_deadline_that_has_passed_is_answered_at_once(
+    waiters: EventWaiters, clock: JumpingClock
+) -> None:
+    await clock.advance_ms(1000)
+    assert await waiters.register("s", EVERYTHING).wait(0, 1.0) == []
+
+
+async def test_a_reader_whose_read_missed_an_append_reads_again(waiters: EventWaiters) -> None:
+    waiter = waiters.register("s", EVERYTHING)
+    waiters.appended("s", events([1]))
+    assert await waiter.wait(0, 1.0) is None
+
+
+async def test_a_reader_whose_read_has_seen_an_append_waits_on(waiters: EventWaiters) -> None:
+    waiter = waiters.register("s", EventFilter.checked(run_id="a"))
+    waiters.appended("s", events([1]))
+    answer = waiter.wait(1, 1.0)
+    waiters.appended("s", events([2], run_id="a"))
+    assert numbers(await answer) == [2]
+
+
+async def test_events_that_the_read_has_seen_are_not_answered_again(waiters: EventWaiters) -> None:
+    answer = waiters.register("s", EVERYTHING).wait(2, 1.0)
+    waiters.appended("s", events([1, 2]))
+    waiters.appended("s", events([3]))
+    assert numbers(await answer) == [3]
+
+
+async def test_a_gap_before_the_events_in_hand_makes_the_waiter_read_again(waiters: EventWaiters) -> None:
+    answer = waiters.register("s", EVERYTHING).wait(2, 1.0)
+    waiters.appended("s", events([4]))
+    assert await answer is None
+
+
+async def test_a_change_by_another_process_makes_waiters_and_readers_read_again(
+    waiters: EventWaiters,
+) -> None:
+    parked = waiters.register("s", EVERYTHING).wait(0, 1.0)
+    reading = waiters.register("s", EVERYTHING)
+    waiters.changed("s")
+    assert await parked is None
+    assert await reading.wait(0, 1.0) is None
+
+
+async def test_a_reader_that_is_always_too_late_still_ends_at_its_deadline(
+    waiters: EventWaiters, clock: JumpingClock
+) -> None:
+    waiter = waiters.register("s", EVERYTHING)
+    waiters.changed("s")
+    await clock.advance_ms(1000)
+    assert await waiter.wait(0, 1.0) == []
+
+
+@pytest.mark.parametrize("end", [lambda waiters: waiters.deleted("s"), lambda waiters: waiters.stop()])
+async def test_deletion_and_stop_answer_waiters_and_readers_with_nothing(
+    waiters: EventWaiters, end: Any
+) -> None:
+    parked = waiters.register("s", EVERYTHING).wait(0, 1.0)
+    reading = waiters.register("s", EVERYTHING)
+    end(waiters)
+    assert await parked == []
+    assert await reading.wait(0, 1.0) == []
+    reading.cancel()
+    assert len(waiters) == 0
+
+
+async def test_who_registers_after_the_stop_is_answered_at_once(waiters: EventWaiters) -> None:
+    waiters.stop()
+    assert await waiters.register("s", EVERYTHING).wait(0, 1.0) == []
+
+
+async def test_a_cancelled_waiter_leaves_no_timer_and_no_entry(
+    waiters: EventWaiters, clock: JumpingClock
+) -> None:
+    three = [waiters.register("s", EVERYTHING) for _ in range(3)]
+    answers = [waiter.wait(0, 1.0) for waiter in three]
+    three[1].cancel()
+    three[1].cancel()
+    assert (len(waiters), clock.timers) == (2, 2)
+    waiters.appended("s", events([1]))
+    assert [numbers(await answers[index]) for index in (0, 2)] == [[1], [1]]
+    assert (len(waiters), clock.timers, waiters.sessions()) == (0, 0, [])
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0], [1, 0, 2], [1, 2, 0]])
+async def test_waiters_leave_in_any_order(waiters: EventWaiters, order: list[int]) -> None:
+    three = [waiters.register("s", EVERYTHING) for _ in range(3)]
+    for left, index in zip((2, 1, 0), order, strict=True):
+        three[index].cancel()
+        assert len(waiters) == left
+        assert waiters.sessions() == (["s"] if left else [])
+
+
+async def test_an_answer_to_a_caller_cancelled_in_the_same_turn_is_dropped(waiters: EventWaiters) -> None:
+    waiter = waiters.register("s", EVERYTHING)
+    answer = asyncio.ensure_future(waiter.wait(0, 1.0))
+    answer.cancel()
+    waiters.appended("s", events([1]))
+    assert answer.cancelled()
+    assert len(waiters) == 0
+
+
+async def test_each_waiter_is_given_payloads_of_its_own(waiters: EventWaiters) -> None:
+    answers = [waiters.register("s", EVERYTHING).wait(0, 1.0) for _ in range(2)]
+    appended = events([1], data={"deep": [1]})
+    waiters.appended("s", appended)
+    first, second = [await answer for answer in answers]
+    assert first is not None
+    assert second is not None
+    first[0].data["deep"].append(2)
+    assert second[0].data == appended[0].data == {"deep": [1]}
+
+
+# -- waiting for a session's runs
+
+
+@pytest.fixture
+async def revisions(clock: JumpingClock) -> RevisionWaiters:
+    return RevisionWaiters(clock)
+
+
+async def test_a_revision_past_the_one_known_answers(revisions: RevisionWaiters) -> None:
+    answer = asyncio.ensure_future(revisions.register("s").wait(3, after=5, deadline=None))
+    revisions.changed("s", 5)
+    await asyncio.sleep(0)
+    assert not answer.done()
+    revisions.changed("s", 6)
+    assert await answer == 6
+    assert len(revisions) == 0
+
+
+async def test_a_revision_that_changed_during_the_read_answers_at_once(revisions: RevisionWaiters) -> None:
+    waiter = revisions.register("s")
+    revisions.changed("s", 6)
+    assert await waiter.wait(5, after=5, deadline=None) == 6
+
+
+async def test_a_change_of_unknown_revision_makes_waiters_and_readers_read_again(
+    revisions: RevisionWaiters,
+) -> None:
+    parked = revisions.register("s").wait(5, after=5, deadline=None)
+    reading = revisions.register("s")
+    revisions.changed("s")
+    assert await parked is None
+    assert await reading.wait(5, after=5, deadline=None) is None
+
+
+async def test_timeout_deletion_and_stop_answer_with_the_last_revision_known(
+    revisions: RevisionWaiters, clock: JumpingClock
+) -> None:
+    timed = revisions.register("timed").wait(1, after=9, deadline=1.0)
+    deleted = revisions.register("deleted").wait(2, after=9, deadline=None)
+    reading = revisions.register("stopped")
+    revisions.changed("timed", 4)
+    await clock.advance_ms(1000)
+    assert await timed == 4
+    revisions.deleted("deleted")
+    assert await deleted == 2
+    revisions.stop()
+    assert await reading.wait(3, after=9, deadline=None) == 3
+
+
+# -- what it costs
+
+
+class _Gauge(Observer):
+    def __init__(self) -> None:
+        self.parked = 0
+
+    def waiters_changed(self, change: int) -> None:
+        self.parked += change
+
+
+@pytest.fixture
+async def gauge() -> AsyncIterator[_Gauge]:
+    gauge = _Gauge()
+    before = set_observer(gauge)
+    yield gauge
+    set_observer(before)
+
+
+async def test_the_observer_counts_who_is_parked(waiters: EventWaiters, gauge: _Gauge) -> None:
+    reading = waiters.register("s", EVERYTHING)
+    assert gauge.parked == 0
+    cancelled = waiters.register("s", EVERYTHING)
+    for waiter in (reading, cancelled, waiters.register("s", EVERYTHING)):
+        waiter.wait(0, 1.0)
+    assert gauge.parked == 3
+    cancelled.cancel()
+    assert gauge.parked == 2
+    waiters.appended("s", events([1]))
+    assert gauge.parked == 0
+
+
+async def test_a_parked_waiter_is_small() -> None:
+    waiters, revisions, count = EventWaiters(SystemClock()), RevisionWaiters(SystemClock()), 2_000
+    sessions = [f"session {number}" for number in range(count)]
+    deadline = SystemClock().monotonic() + 3600
+
+    def bytes_each(park: Any) -> tuple[float, list[Any]]:
+        gc.collect()
+        tracemalloc.start()
+        kept = [park(session) for session in sessions]
+        size = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+        return size / count, kept
+
+    # Measured on CPython 3.11: 290 and 563 bytes, of which the reply is 120 and the timer 250.
+    for_runs, runs = bytes_each(lambda session: revisions.register(session).wait(0, after=0, deadline=None))
+    for_events, answers = bytes_each(lambda session: waiters.register(session, EVERYTHING).wait(0, deadline))
+    assert for_runs < 600
+    assert for_events < 900
+    print(f"a parked waiter: {for_runs:.0f} bytes for runs, {for_events:.0f} for events")
+    waiters.stop()
+    revisions.stop()
+    await asyncio.gather(*runs, *answers)

@@ -2,7 +2,10 @@
 
 from asm_runtime import errors
 from asm_runtime.errors import AsmError
+from asm_runtime.manager import SessionManager
 from asm_runtime.records import Artifact, Event, EventType, Run, RunStatus, Session, SessionStatus
+from asm_runtime.server import SessionServer
+from asm_runtime.supervisor import SessionSupervisor
 
 __all__ = [
     "Artifact",
@@ -12,6 +15,9 @@ __all__ = [
     "Run",
     "RunStatus",
     "Session",
+    "SessionManager",
+    "SessionServer",
     "SessionStatus",
+    "SessionSupervisor",
     "errors",
 ]

@@ -1,0 +1,54 @@
+"""Following a session's log: pages until the reader has caught up, then whatever comes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection
+
+from asm_runtime.clock import Clock, sleep
+from asm_runtime.ports import SessionStore
+from asm_runtime.records import Event, EventType
+
+__all__ = ["follow"]
+
+
+async def follow(
+    store: SessionStore,
+    session_id: str,
+    *,
+    clock: Clock,
+    after: int,
+    limit: int,
+    poll_interval_ms: int,
+    wait_timeout_ms: int,
+    run_id: str | Collection[str] | None = None,
+    type: EventType | str | Collection[EventType | str] | None = None,
+) -> AsyncIterator[list[Event]]:
+    """Batches of events, ascending, without a gap or a repeat; ends when the session is deleted.
+
+    A store that ignores `wait_timeout_ms` is not polled faster than `poll_interval_ms`.
+    """
+    cursor = after
+    # The greatest number that the log was seen to have: one below it means that the log is gone.
+    greatest = await store.get_latest_sequence(session_id)
+    while True:
+        asked = clock.monotonic()
+        events = await store.get_events(
+            session_id,
+            run_id=run_id,
+            type=type,
+            after=cursor,
+            limit=limit,
+            wait_timeout_ms=wait_timeout_ms,
+        )
+        if events:
+            cursor = events[-1].sequence_number or cursor
+            greatest = max(greatest, cursor)
+            yield events
+            continue
+        latest = await store.get_latest_sequence(session_id)
+        if latest < greatest:
+            return
+        greatest = latest
+        waited_ms = (clock.monotonic() - asked) * 1000
+        if waited_ms < min(wait_timeout_ms, poll_interval_ms) or not wait_timeout_ms:
+            await sleep(clock, poll_interval_ms / 1000)

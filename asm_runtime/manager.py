@@ -1,0 +1,611 @@
+"""The rules of sessions and runs: what may happen to them, and what the log says when it does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from typing import Any, Unpack
+
+from asm_runtime import options
+from asm_runtime.clock import SYSTEM_CLOCK, Clock
+from asm_runtime.endings import correlation_of, ended
+from asm_runtime.errors import (
+    AsmError,
+    CapabilityMissing,
+    Conflict,
+    InvalidTransition,
+    LeaseLost,
+    NotFound,
+    RunFailed,
+    StoreUnavailable,
+)
+from asm_runtime.execution import RunExecution
+from asm_runtime.follow import follow
+from asm_runtime.observer import observer
+from asm_runtime.payload import JsonObject, canonical_object
+from asm_runtime.ports import (
+    EventCallback,
+    ExecutionResult,
+    ProviderAdapter,
+    RunResult,
+    SessionStore,
+)
+from asm_runtime.records import OPEN_RUN_STATUSES, Event, EventType, Run, RunStatus, Session, SessionStatus
+from asm_runtime.run_options import RunOptionArgs, callbacks_of, stored_options
+
+__all__ = ["SessionManager"]
+
+_PAGE = 500
+
+DEFAULT_CANCEL_GRACE_MS = 5_000
+
+
+class SessionManager:
+    """Changes sessions and runs by the rules, and executes runs in the caller's task.
+
+    It has no state of its own: any number of managers, in any number of processes, may work on one
+    store. Every change is a compare-and-set that is written together with its event.
+
+    Args:
+        store: Where sessions live; started and stopped by its owner.
+        adapter: What executes runs.
+        clock: The source of time.
+        cancel_grace_ms: How long an adapter may take to stop, in milliseconds; then it is left behind.
+    """
+
+    __slots__ = ("_cancel_grace_ms", "_clock", "adapter", "store")
+
+    def __init__(
+        self,
+        store: SessionStore,
+        adapter: ProviderAdapter,
+        *,
+        clock: Clock = SYSTEM_CLOCK,
+        cancel_grace_ms: int = DEFAULT_CANCEL_GRACE_MS,
+    ) -> None:
+        self.store = store
+        self.adapter = adapter
+        self._clock = clock
+        self._cancel_grace_ms: int = options.integer("cancel_grace_ms", cancel_grace_ms, minimum=0)
+
+    # -- sessions
+
+    async def start_session(
+        self,
+        *,
+        agent_id: str,
+        id: str | None = None,
+        metadata: JsonObject | None = None,
+        context: JsonObject | None = None,
+        tags: Iterable[str] | None = None,
+        parent_session_id: str | None = None,
+    ) -> Session:
+        """Create a `pending` session; logs `session_created` in the same write.
+
+        Raises:
+            Conflict: There is a session with that id.
+            ValidationError: A value is not what is allowed.
+        """
+        session = Session.new(
+            agent_id=agent_id,
+            id=id,
+            metadata={"provider": self.adapter.name} | canonical_object(metadata, "metadata"),
+            context=context,
+            tags=tags,
+            parent_session_id=parent_session_id,
+            created_at=self._clock.now(),
+        )
+        created = self._session_event(session, EventType.SESSION_CREATED, {})
+        await self.store.flush(
+            ExecutionResult(session=session, events=[created]), expected_session_status="absent"
+        )
+        return session
+
+    async def get_session(self, session_id: str) -> Session:
+        """The session as it is stored.
+
+        Raises:
+            SessionNotFound: There is none.
+        """
+        return await self.store.get_session(session_id)
+
+    async def activate_session(self, session_id: str) -> Session:
+        """`pending` → `active`: its runs may start.
+
+        Raises:
+            InvalidTransition: It is not pending.
+        """
+        return await self._change_session(
+            session_id, SessionStatus.ACTIVE, EventType.SESSION_STARTED, only_from=SessionStatus.PENDING
+        )
+
+    async def pause_session(self, session_id: str) -> Session:
+        """`active` → `paused`: running runs go on, none starts.
+
+        Raises:
+            InvalidTransition: It is not active.
+        """
+        return await self._change_session(session_id, SessionStatus.PAUSED, EventType.SESSION_PAUSED)
+
+    async def resume_session(self, session_id: str) -> Session:
+        """`paused` → `active`: its queue goes on.
+
+        Raises:
+            InvalidTransition: It is not paused.
+        """
+        return await self._change_session(
+            session_id, SessionStatus.ACTIVE, EventType.SESSION_RESUMED, only_from=SessionStatus.PAUSED
+        )
+
+    async def complete_session(self, session_id: str) -> Session:
+        """End it as `completed`.
+
+        Raises:
+            Conflict: It has open runs.
+            InvalidTransition: It is not active or paused.
+        """
+        return await self._change_session(session_id, SessionStatus.COMPLETED, EventType.SESSION_COMPLETED)
+
+    async def fail_session(self, session_id: str, error: AsmError | Exception | str) -> Session:
+        """End it as `failed`, and its pending and running runs as `cancelled`, wherever they run.
+
+        Args:
+            session_id: Which.
+            error: Why; the log keeps its code and message.
+
+        Raises:
+            InvalidTransition: It has ended already.
+        """
+        if not isinstance(error, AsmError):
+            error = RunFailed(str(error) or type(error).__name__, code="error")
+        data: JsonObject = {"error_code": error.code, "error_message": error.message}
+        session = await self._change_session(
+            session_id, SessionStatus.FAILED, EventType.SESSION_FAILED, data=data
+        )
+        await self._end_open_runs(session, "session_failed")
+        return session
+
+    async def cancel_session(self, session_id: str) -> Session:
+        """End it as `cancelled`, and its pending and running runs too, wherever they run.
+
+        Raises:
+            InvalidTransition: It has ended already.
+        """
+        session = await self._change_session(session_id, SessionStatus.CANCELLED, EventType.SESSION_CANCELLED)
+        await self._end_open_runs(session, "session_cancelled")
+        return session
+
+    # -- runs
+
+    async def start_run(
+        self,
+        session_id: str,
+        input: Any,
+        *,
+        required_capabilities: Collection[str] = (),
+        optional_capabilities: Collection[str] = (),
+    ) -> Run:
+        """Accept a run: `pending`, the last of the session's queue.
+
+        Args:
+            session_id: Whose.
+            input: For the adapter, JSON.
+            required_capabilities: Types of capability that the adapter must have, enabled.
+            optional_capabilities: Types that it may lack; those are named in the run's metadata.
+
+        Raises:
+            SessionNotFound: There is no such session.
+            InvalidTransition: The session has ended.
+            CapabilityMissing: The adapter lacks a required one.
+        """
+        session = await self.store.get_session(session_id)
+        _refuse_ended(session)
+        metadata: JsonObject = {}
+        if required_capabilities or optional_capabilities:
+            had = {found.type for found in await self.adapter.capabilities() if found.enabled}
+            missing = sorted(set(required_capabilities) - had)
+            if missing:
+                raise CapabilityMissing(
+                    f"{self.adapter.name} lacks {', '.join(missing)}", details={"missing": missing}
+                )
+            if degraded := sorted(set(optional_capabilities) - had):
+                metadata["missing_capabilities"] = degraded
+        return await self.accept_run(session_id, input, metadata=metadata)
+
+    async def accept_run(
+        self,
+        session_id: str,
+        input: Any,
+        *,
+        run_id: str | None = None,
+        run_options: JsonObject | None = None,
+        max_open_runs: int | None = None,
+        metadata: JsonObject | None = None,
+    ) -> Run:
+        """The one way a run gets into a queue: with its options, and its submitter's trace context."""
+        facts: JsonObject = dict(metadata or {})
+        if run_options:
+            adapter_opts = run_options.get("adapter_opts")
+            if adapter_opts:
+                self.adapter.validate_config(adapter_opts)
+            facts["options"] = run_options
+        if trace_context := observer().trace_context():
+            facts["trace_context"] = trace_context
+        run = Run.new(
+            session_id=session_id,
+            input=input,
+            id=run_id,
+            metadata=facts,
+            provider=self.adapter.name,
+            created_at=self._clock.now(),
+        )
+        return await self.store.enqueue_run(run, max_open_runs=max_open_runs)
+
+    async def execute_run(
+        self, run_id: str, *, session_id: str | None = None, **run_options: Unpack[RunOptionArgs]
+    ) -> RunResult:
+        """Execute a pending run here, to its end.
+
+        Cancelling the caller cancels the run: `run_cancelled` (reason `caller_cancelled`) is stored
+        and the adapter has ended before `CancelledError` leaves.
+
+        Args:
+            run_id: Which.
+            session_id: Its session, if known.
+            run_options: Laid over those it was accepted with, and stored.
+
+        Raises:
+            RunNotFound: There is no such run.
+            Conflict: It is not pending: done, or taken by a server.
+            InvalidTransition: Its session is not active.
+            AsmError: The run's own error, with `session_id` and `run_id`.
+        """
+        given = stored_options("execute_run", run_options)
+        job = _Job(self, callbacks_of(run_options))
+        return await job.uninterrupted(job.execute(run_id, session_id, given))
+
+    async def run_once(
+        self,
+        input: Any,
+        *,
+        agent_id: str | None = None,
+        metadata: JsonObject | None = None,
+        context: JsonObject | None = None,
+        tags: Iterable[str] | None = None,
+        **run_options: Unpack[RunOptionArgs],
+    ) -> RunResult:
+        """A session for one run: create, activate, execute, complete (or fail) it.
+
+        Cancelling the caller cancels the run and then the session before `CancelledError` leaves.
+
+        Args:
+            input: For the adapter, JSON.
+            agent_id: Of the session; None: the adapter's name.
+            metadata: Of the session; `provider` is the adapter's name.
+            context: Of the session.
+            tags: Of the session.
+            run_options: See `asm_runtime.run_options.RunOptionArgs`.
+
+        Raises:
+            AsmError: The run's own error, with `session_id` and `run_id`; the session is failed.
+        """
+        given = stored_options("run_once", run_options)
+        job = _Job(self, callbacks_of(run_options))
+        opening = {
+            "agent_id": self.adapter.name if agent_id is None else agent_id,
+            "metadata": canonical_object(metadata, "metadata") | {"provider": self.adapter.name},
+            "context": context,
+            "tags": tags,
+        }
+        return await job.uninterrupted(job.once(opening, input, given))
+
+    async def cancel_run(self, run_id: str, *, session_id: str | None = None) -> Run:
+        """End a run as `cancelled`; one that has ended is returned as it is.
+
+        A pending run never starts. A running one is ended at once; whoever executes it learns of it
+        and stops its adapter.
+
+        Raises:
+            RunNotFound: There is no such run.
+        """
+        return await self.end_as_cancelled(run_id, session_id, reason="cancelled")
+
+    async def end_as_cancelled(self, run_id: str, session_id: str | None, *, reason: str) -> Run:
+        """Write `run_cancelled` for a run that is not executed here, whoever else tries to."""
+        while True:
+            run = await self.store.get_run(run_id, session_id=session_id)
+            if run.status.is_terminal:
+                return run
+            end = ended(
+                run,
+                RunStatus.CANCELLED,
+                at=self._clock.now(),
+                reason=reason,
+                correlation_id=await self._correlation_id(run.session_id),
+            )
+            try:
+                await self.store.flush(
+                    end,
+                    fence=run.fence if run.status == RunStatus.RUNNING else None,
+                    expected_run_status=run.status,
+                )
+            except (Conflict, InvalidTransition, LeaseLost):
+                continue  # it moved on between the look and the write
+            assert end.run is not None
+            return end.run
+
+    async def settle_orphan(self, run: Run, *, requeue: bool) -> None:
+        """End a run that nobody alive executes, or queue it again; nothing if it has moved on.
+
+        Two that settle the same orphan do not both win: the write carries the dead attempt's fence.
+        """
+        if requeue:
+            result = ExecutionResult(run=run.with_status(RunStatus.PENDING))
+        else:
+            orphaned = RunFailed(
+                f"run {run.id} was left behind by {run.owner or 'its executor'}",
+                code="orphaned",
+                details={"owner": run.owner, "attempt": run.attempt},
+            )
+            result = ended(
+                run,
+                RunStatus.FAILED,
+                at=self._clock.now(),
+                error=orphaned,
+                correlation_id=await self._correlation_id(run.session_id),
+            )
+        try:
+            await self.store.flush(result, fence=run.fence, expected_run_status=RunStatus.RUNNING)
+        except (Conflict, InvalidTransition, LeaseLost):
+            return
+
+    # -- reading
+
+    async def get_session_events(self, session_id: str, **filters: Any) -> list[Event]:
+        """A session's events; the filters are those of `SessionStore.get_events`."""
+        return await self.store.get_events(session_id, **filters)
+
+    async def get_session_runs(self, session_id: str) -> list[Run]:
+        """A session's runs, in the order in which they were accepted."""
+        return await self.store.list_runs(session_id)
+
+    async def stream_session_events(
+        self,
+        session_id: str,
+        *,
+        after: int = 0,
+        limit: int = 100,
+        poll_interval_ms: int = 250,
+        wait_timeout_ms: int = 0,
+        run_id: str | Collection[str] | None = None,
+        type: EventType | str | Collection[EventType | str] | None = None,
+        until: Callable[[Event], object] | None = None,
+    ) -> AsyncIterator[Event]:
+        """A session's events from a cursor on, without a gap or a repeat, as they come.
+
+        Ends after the event for which `until` is true, or when the session is deleted.
+
+        Args:
+            session_id: Whose.
+            after: The cursor: the last number already seen.
+            limit: The page size.
+            poll_interval_ms: How long to sleep between looks at a log that has not grown.
+            wait_timeout_ms: > 0: have the store wait that long instead (long poll).
+            run_id: Only of this run or these.
+            type: Only of this type or these.
+            until: A plain function of the event.
+        """
+        options.integer("limit", limit, minimum=1)
+        options.integer("after", after, minimum=0)
+        options.integer("poll_interval_ms", poll_interval_ms, minimum=1)
+        options.integer("wait_timeout_ms", wait_timeout_ms, minimum=0)
+        batches = follow(
+            self.store,
+            session_id,
+            clock=self._clock,
+            after=after,
+            limit=limit,
+            poll_interval_ms=poll_interval_ms,
+            wait_timeout_ms=wait_timeout_ms,
+            run_id=run_id,
+            type=type,
+        )
+        async for batch in batches:
+            for event in batch:
+                yield event
+                if until is not None and until(event):
+                    return
+
+    # -- the inside
+
+    async def _change_session(
+        self,
+        session_id: str,
+        status: SessionStatus,
+        type: EventType,
+        *,
+        data: JsonObject | None = None,
+        only_from: SessionStatus | None = None,
+    ) -> Session:
+        """One step of the status machine, together with its event, whoever else takes steps."""
+        while True:
+            before = await self.store.get_session(session_id)
+            now = self._clock.now()
+            after = before.with_status(status, at=now)
+            if only_from is not None and before.status != only_from:
+                raise InvalidTransition(
+                    f"session {session_id} is {before.status}, not {only_from}",
+                    from_status=before.status,
+                    to_status=status,
+                )
+            try:
+                await self.store.flush(
+                    ExecutionResult(session=after, events=[self._session_event(after, type, data)]),
+                    expected_session_status=before.status,
+                )
+            except Conflict:
+                current = await self.store.get_session(session_id)
+                if current.status == before.status:
+                    raise  # open runs, not a competitor
+                continue
+            return after
+
+    async def _end_open_runs(self, session: Session, reason: str) -> None:
+        while open_runs := await self.store.list_runs(session.id, status=OPEN_RUN_STATUSES, limit=_PAGE):
+            for run in open_runs:
+                try:
+                    await self.end_as_cancelled(run.id, session.id, reason=reason)
+                except NotFound:
+                    return  # the session was deleted meanwhile
+
+    def _session_event(self, session: Session, type: EventType, data: JsonObject | None) -> Event:
+        return Event.new(
+            type=type,
+            session_id=session.id,
+            data=data,
+            metadata={"provider": self.adapter.name},
+            timestamp=session.updated_at,
+            provider=self.adapter.name,
+            correlation_id=correlation_of(session),
+        )
+
+    async def _correlation_id(self, session_id: str) -> str | None:
+        try:
+            return correlation_of(await self.store.get_session(session_id))
+        except NotFound:
+            return None
+
+
+class _Job:
+    """A run that is executed for its caller: it outlives a cancelled caller until its end is stored."""
+
+    def __init__(self, manager: SessionManager, callbacks: Sequence[EventCallback]) -> None:
+        self._manager = manager
+        self._store = manager.store
+        self._callbacks = callbacks
+        self._execution: RunExecution | None = None
+        self._cancelled = False
+
+    async def uninterrupted(self, work: Any) -> RunResult:
+        """Await the work; a cancelled caller cancels the run, then waits until that is done."""
+        task: asyncio.Task[RunResult] = asyncio.get_running_loop().create_task(work)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            self._cancel()
+            while not task.done():
+                try:
+                    await asyncio.wait([task])
+                except asyncio.CancelledError:
+                    continue
+            if not task.cancelled():
+                task.exception()
+            raise
+
+    def _cancel(self) -> None:
+        self._cancelled = True
+        if self._execution is not None:
+            self._execution.cancel("caller_cancelled")
+
+    async def once(self, opening: dict[str, Any], input: Any, run_options: JsonObject) -> RunResult:
+        manager = self._manager
+        session = await manager.start_session(**opening)
+        run: Run | None = None
+        try:
+            session = await manager.activate_session(session.id)
+            run = await manager.accept_run(session.id, input, run_options=run_options)
+            result = await self.execute(run.id, session.id, {})
+        except AsmError as error:
+            error.session_id = session.id
+            error.run_id = run.id if run is not None else error.run_id
+            await self._end_session(session.id, error)
+            raise
+        if not self._cancelled:
+            await manager.complete_session(session.id)
+        else:
+            await self._end_session(session.id, None)
+        return result
+
+    async def _end_session(self, session_id: str, error: AsmError | None) -> None:
+        """Cancel or fail the session of a run that did not complete; its own end may be there first."""
+        try:
+            if self._cancelled or error is None:
+                await self._manager.cancel_session(session_id)
+            else:
+                await self._manager.fail_session(session_id, error)
+        except (InvalidTransition, NotFound):
+            return
+
+    async def execute(self, run_id: str, session_id: str | None, given: JsonObject) -> RunResult:
+        manager, store = self._manager, self._store
+        known = await store.get_run(run_id, session_id=session_id)
+        run = await store.claim_run(known.session_id, run_id=run_id)
+        if run is None:
+            raise await self._why_not(known)
+        if given:
+            stored: JsonObject = run.metadata.get("options", {})
+            run = run.replace(metadata=run.metadata | {"options": stored | given})
+        trace = observer().run(run, None, awaited=True)
+        execution = self._execution = RunExecution(
+            store=store,
+            adapter=manager.adapter,
+            run=run,
+            callbacks=self._callbacks,
+            trace=trace,
+            clock=manager._clock,
+            cancel_grace_ms=manager._cancel_grace_ms,
+            save_run=bool(given),
+        )
+        if self._cancelled:
+            execution.cancel("caller_cancelled")
+        loop = asyncio.get_running_loop()
+        watch = loop.create_task(_watch(store, execution))
+        task = loop.create_task(execution.run())
+        try:
+            await asyncio.wait([task])
+        finally:
+            watch.cancel()
+        await execution.callbacks_done()
+        outcome = execution.outcome.result()
+        if outcome.error is not None:
+            raise outcome.error
+        if outcome.result is None:
+            raise LeaseLost(f"run {run.id} goes on elsewhere")
+        return outcome.result
+
+    async def _why_not(self, known: Run) -> AsmError:
+        run = await self._store.get_run(known.id, session_id=known.session_id)
+        if run.status != RunStatus.PENDING:
+            return Conflict(f"run {run.id} is {run.status}, not pending")
+        session = await self._store.get_session(run.session_id)
+        if session.status == SessionStatus.ACTIVE:  # it became so after the claim
+            return Conflict(f"run {run.id} could not be claimed")
+        return InvalidTransition(
+            f"session {session.id} is {session.status}: its runs do not start",
+            from_status=session.status,
+        )
+
+
+async def _watch(store: SessionStore, execution: RunExecution) -> None:
+    """Tell an execution when somebody else has ended its run."""
+    claimed = execution.claimed
+    revision: int | None = None
+    while True:
+        try:
+            revision = await store.wait_for_runs(claimed.session_id, after=revision, timeout_ms=None)
+            run = await store.get_run(claimed.id, session_id=claimed.session_id)
+        except StoreUnavailable:
+            continue
+        except AsmError:
+            execution.lost()
+            return
+        if run.status != RunStatus.RUNNING or run.attempt != claimed.attempt:
+            execution.lost()
+            return
+
+
+def _refuse_ended(session: Session) -> None:
+    if session.status.is_terminal:
+        raise InvalidTransition(
+            f"session {session.id} is {session.status} and takes no runs", from_status=session.status
+        )

@@ -1,0 +1,326 @@
+"""Subscriptions: what is stored, then what comes, each event once, in order.
+
+A server has one `Feed`, which follows the log from the moment the first reader needs it and hands
+every new event to the readers that have caught up. A `Subscription` reads pages from the store
+until it has caught up, then takes what the feed hands it. One that falls more than its buffer
+behind goes back to reading pages: it costs no memory beyond the buffer and loses nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Collection
+from types import TracebackType
+from typing import Self
+
+from asm_runtime import options
+from asm_runtime.clock import Clock, sleep
+from asm_runtime.errors import StoreUnavailable, ValidationError
+from asm_runtime.follow import follow
+from asm_runtime.observer import observer
+from asm_runtime.ports import SessionStore
+from asm_runtime.records import Event, EventType
+
+__all__ = ["Feed", "Subscription"]
+
+PAGE_SIZE = 500
+WAIT_TIMEOUT_MS = 30_000
+POLL_INTERVAL_MS = 250
+RETRY_DELAY_S = 1.0
+
+
+class Feed:
+    """Follows one session's log and hands each new event to every attached subscription.
+
+    Attributes:
+        position: The number of the last event handed out. What is attached gets all later ones.
+    """
+
+    def __init__(
+        self,
+        store: SessionStore,
+        session_id: str,
+        *,
+        clock: Clock,
+        on_terminal: Callable[[Event], None],
+    ) -> None:
+        self._store = store
+        self.session_id = session_id
+        self._clock = clock
+        self._on_terminal = on_terminal
+        self._attached: dict[Subscription, None] = {}
+        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
+        self._started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.position = 0
+        self.has_ended = False
+
+    async def run(self) -> None:
+        """Follow the log until the session is deleted; the work of a task of the server."""
+        while True:
+            try:
+                if not self._started.done():
+                    self.position = await self._store.get_latest_sequence(self.session_id)
+                    self._started.set_result(None)
+                await self._hand_out()
+                return
+            except StoreUnavailable:
+                await sleep(self._clock, RETRY_DELAY_S)
+
+    async def started(self) -> None:
+        """Return when `position` is known, or the feed has ended before it was."""
+        await asyncio.shield(self._started)
+
+    async def reached(self, number: int) -> None:
+        """Return when the event of that number has been handed out, or the feed has ended."""
+        if self.position >= number or self.has_ended:
+            return
+        reached: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((number, reached))
+        await reached
+
+    def attach(self, subscription: Subscription) -> None:
+        """Hand everything later than `position` to that subscription too."""
+        self._attached[subscription] = None
+
+    def detach(self, subscription: Subscription) -> None:
+        """Hand it nothing any more. Idempotent."""
+        self._attached.pop(subscription, None)
+
+    @property
+    def has_readers(self) -> bool:
+        """Whether anybody is attached or waits for a number."""
+        return bool(self._attached) or any(not reached.done() for _, reached in self._waiting)
+
+    def end(self) -> None:
+        """Release whoever waits; nothing is handed out any more. Idempotent."""
+        self.has_ended = True
+        if not self._started.done():
+            self._started.set_result(None)
+        waiting, self._waiting = self._waiting, []
+        for _, reached in waiting:
+            if not reached.done():
+                reached.set_result(None)
+        self._attached.clear()
+
+    async def _hand_out(self) -> None:
+        batches = follow(
+            self._store,
+            self.session_id,
+            clock=self._clock,
+            after=self.position,
+            limit=PAGE_SIZE,
+            poll_interval_ms=POLL_INTERVAL_MS,
+            wait_timeout_ms=WAIT_TIMEOUT_MS,
+        )
+        async for batch in batches:
+            for subscription in tuple(self._attached):
+                if not subscription.offer(batch):
+                    self.detach(subscription)
+            self.position = batch[-1].sequence_number or self.position
+            for event in batch:
+                if event.is_terminal:
+                    self._on_terminal(event)
+            self._release_waiting()
+
+    def _release_waiting(self) -> None:
+        if self._waiting:
+            due = [reached for number, reached in self._waiting if number <= self.position]
+            self._waiting = [entry for entry in self._waiting if entry[0] > self.position]
+            for reached in due:
+                if not reached.done():
+                    reached.set_result(None)
+
+
+class Subscription:
+    """A session's events from a position on: an async context manager and an async iterator.
+
+    Iterating delivers every matching stored event exactly once, ascending. Leaving `async with`,
+    `unsubscribe()` and the session's end finish the iteration. If its server crashes it raises
+    `ActorStopped`: subscribe anew with `after=cursor`. One task may read it at a time.
+    """
+
+    def __init__(
+        self,
+        store: SessionStore,
+        *,
+        session_id: str,
+        feed: Callable[[], Feed],
+        on_end: Callable[[Subscription], None],
+        from_sequence: int = 0,
+        after: int | None = None,
+        run_id: str | Collection[str] | None = None,
+        type: EventType | str | Collection[EventType | str] | None = None,
+        buffer: int = 1024,
+    ) -> None:
+        options.integer("from_sequence", from_sequence, minimum=0)
+        options.integer("after", after, minimum=0, optional=True)
+        if after is not None and from_sequence:
+            raise ValidationError("give from_sequence (inclusive) or after (exclusive), not both")
+        self._store = store
+        self._session_id = session_id
+        self._feed_of = feed
+        self._on_end = on_end
+        self._run_ids = options.identifiers("run_id", run_id)
+        self._types = options.members("type", type, EventType)
+        self._limit: int = options.integer("buffer", buffer, minimum=1)
+        self._cursor = max(from_sequence - 1, 0) if after is None else after
+        self._scanned = self._cursor  # everything that matches up to here was delivered
+        self._feed: Feed | None = None
+        self._attached_at = 0
+        self._page: deque[Event] = deque()
+        self._buffer: deque[Event] = deque()
+        self._behind = True
+        self._overflowed = False
+        self._last: int | None = None  # the last number there will be, once the server stops
+        self._error: BaseException | None = None
+        self._closed = False
+        self._reading = False
+        self._wake: asyncio.Future[None] | None = None
+
+    @property
+    def cursor(self) -> int:
+        """The number of the last delivered event; resume with `after=cursor`."""
+        return self._cursor
+
+    def unsubscribe(self) -> None:
+        """End the iteration at once. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            self._page.clear()
+            self._buffer.clear()
+            self._detach()
+            self._on_end(self)
+            self._stir()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.unsubscribe()
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        return self
+
+    async def __anext__(self) -> Event:
+        if self._reading:
+            raise RuntimeError("another task is reading this subscription")
+        self._reading = True
+        try:
+            event = await self._next()
+        finally:
+            self._reading = False
+        if event is None:
+            self.unsubscribe()
+            raise StopAsyncIteration
+        self._cursor = event.sequence_number or self._cursor
+        self._scanned = max(self._scanned, self._cursor)
+        return event
+
+    # -- the feed's and the server's side; plain
+
+    def offer(self, batch: list[Event]) -> bool:
+        """Take new events, ascending; False: the buffer is full, offer no more until it attaches anew."""
+        if self._closed:
+            return False
+        for event in batch:
+            if not self._matches(event):
+                continue
+            if len(self._buffer) >= self._limit:
+                self._overflowed = True
+                observer().subscriber_lagged(self._session_id, len(batch))
+                break
+            self._buffer.append(event)
+        self._stir()
+        return not self._overflowed
+
+    def finish(self, last: int) -> None:
+        """The server stops: deliver what is stored up to that number, then end."""
+        if self._behind:
+            self._buffer.clear()  # it lies beyond what is still to be read
+        self._last = last
+        self._detach()
+        self._behind = True
+        self._stir()
+
+    def fail(self, error: BaseException) -> None:
+        """The server crashed: raise this to the reader."""
+        self._error = error
+        self._detach()
+        self._stir()
+
+    # -- the reader's side
+
+    async def _next(self) -> Event | None:
+        while not self._closed:
+            if self._error is not None:
+                raise self._error
+            if self._page:
+                return self._page.popleft()
+            if self._buffer and not (self._behind and self._feed is not None):
+                event = self._buffer.popleft()
+                if (event.sequence_number or 0) > self._scanned:
+                    return event
+                continue  # read from the store already
+            if self._behind:
+                await self._read_page()
+            elif self._overflowed:
+                self._behind = True
+                self._feed = None
+            else:
+                await self._stirred()
+        return None
+
+    async def _read_page(self) -> None:
+        """One page from the store; an empty one, read while attached, means: caught up."""
+        if self._last is None and self._feed is None:
+            # Attach first: what comes while we read is buffered, so nothing falls between.
+            feed = self._feed_of()
+            await feed.started()
+            if feed.has_ended or self._closed or self._last is not None:
+                return  # finish() or fail() follows, or has been called
+            self._overflowed = False
+            self._feed = feed
+            feed.attach(self)
+            self._attached_at = feed.position
+        page = await self._store.get_events(
+            self._session_id,
+            run_id=self._run_ids,
+            type=self._types,
+            after=self._scanned,
+            before=None if self._last is None else self._last + 1,
+            limit=min(PAGE_SIZE, self._limit),
+        )
+        if self._closed:
+            return
+        if page:
+            self._page.extend(page)
+            self._scanned = page[-1].sequence_number or self._scanned
+        elif self._last is not None:
+            self.unsubscribe()
+        elif self._feed is not None:
+            self._behind = False
+            self._scanned = max(self._scanned, self._attached_at)
+
+    def _matches(self, event: Event) -> bool:
+        return (self._run_ids is None or event.run_id in self._run_ids) and (
+            self._types is None or event.type in self._types
+        )
+
+    def _detach(self) -> None:
+        if self._feed is not None:
+            self._feed.detach(self)
+            self._feed = None
+
+    def _stir(self) -> None:
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+    async def _stirred(self) -> None:
+        self._wake = asyncio.get_running_loop().create_future()
+        try:
+            await self._wake
+        finally:
+            self._wake = None

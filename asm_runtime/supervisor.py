@@ -1,0 +1,130 @@
+"""Many sessions, served in one process: each by a server of its own, restarted when it crashes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any, Literal, Unpack, cast
+
+from asm_runtime import options
+from asm_runtime.actor import Supervisor
+from asm_runtime.errors import Conflict, ValidationError
+from asm_runtime.manager import SessionManager
+from asm_runtime.ports import ProviderAdapter, SessionStore
+from asm_runtime.server import ServerOptions, SessionServer
+
+__all__ = ["SessionSupervisor"]
+
+
+class SessionSupervisor(Supervisor):
+    """Starts a server for each session, and a successor on the same session when one crashes.
+
+    One session's crashes never touch another: how often a server may crash is counted for each
+    session alone. Whoever waited on a crashed server gets `ActorStopped`; its successor settles the
+    runs it left and goes on with the queue.
+
+    Args:
+        store: Where the sessions live; started, and stopped after the supervisor, by its owner.
+        adapter: What executes runs.
+        max_restarts: How many restarts of one session's server within the window; then it is given up.
+        window_ms: That window, in milliseconds.
+        server_options: Laid under the options of every server, see `SessionServer`.
+    """
+
+    __slots__ = ("_adapter", "_defaults", "_manager", "_store")
+
+    def __init__(
+        self,
+        *,
+        store: SessionStore,
+        adapter: ProviderAdapter,
+        max_restarts: int = 3,
+        window_ms: int = 5_000,
+        **server_options: Unpack[ServerOptions],
+    ) -> None:
+        _refuse_unknown("SessionSupervisor", server_options)
+        clock = server_options.get("clock")
+        if clock is None:
+            super().__init__(max_restarts=max_restarts, window_ms=window_ms)
+        else:
+            super().__init__(max_restarts=max_restarts, window_ms=window_ms, clock=clock)
+        self._store = store
+        self._adapter = adapter
+        self._defaults = server_options
+        self._manager = SessionManager(store, adapter, clock=self._clock)
+        SessionServer(store=store, adapter=adapter, session_id="checked", **server_options)
+
+    async def start_session(
+        self,
+        *,
+        session_id: str | None = None,
+        session_opts: Mapping[str, Any] | None = None,
+        **server_options: Unpack[ServerOptions],
+    ) -> SessionServer:
+        """The running server of a session, started if there is none.
+
+        Args:
+            session_id: The session to serve.
+            session_opts: Or: what to create one with.
+            server_options: For a server that is not running yet, see `SessionServer`.
+
+        Raises:
+            Conflict: Options were given, and the session's server is running already.
+            SessionNotFound: There is no such session.
+            InvalidTransition: The session has ended.
+        """
+        if not self.is_running:
+            raise self._gone()
+        _refuse_unknown("start_session", server_options)
+        if (session_id is None) == (session_opts is None):
+            raise ValidationError("give exactly one of session_id and session_opts")
+        given: ServerOptions = {**self._defaults, **server_options}
+        if session_opts is not None:
+            # Checked before the session exists, so that a bad option leaves nothing behind.
+            SessionServer(store=self._store, adapter=self._adapter, session_id="checked", **given)
+            session_id = (await self._manager.start_session(**session_opts)).id
+        key = options.identifier("session_id", session_id)
+        if server_options and key in self._children:
+            raise Conflict(
+                f"session {key} is served already: its server's options cannot be changed",
+                details={"session_id": key},
+            )
+        return await self.start_child(
+            key,
+            lambda: SessionServer(store=self._store, adapter=self._adapter, session_id=key, **given),
+        )
+
+    def whereis(self, session_id: str) -> SessionServer | None:
+        """The running server of that session, or None. Plain."""
+        return cast(SessionServer | None, self.child(session_id))
+
+    def list_sessions(self) -> list[str]:
+        """The ids of the sessions that are served here. Plain."""
+        return self.children()
+
+    async def stop_session(self, session_id: str) -> None:
+        """Stop that session's server; the session itself stays as it is. Idempotent."""
+        await self.stop_child(session_id)
+
+    async def drain_all(
+        self, *, timeout_ms: int | None = 60_000, queued: Literal["run", "leave"] = "run"
+    ) -> None:
+        """Drain every server, all at once.
+
+        Raises:
+            DrainTimeout: One of them is not done in time; all go on refusing.
+        """
+        servers = [server for key in self.children() if (server := self.whereis(key)) is not None]
+        ends = await asyncio.gather(
+            *(server.drain(timeout_ms=timeout_ms, queued=queued) for server in servers),
+            return_exceptions=True,
+        )
+        for end in ends:
+            if isinstance(end, BaseException):
+                raise end
+
+
+def _refuse_unknown(call: str, given: Mapping[str, object]) -> None:
+    for name in given:
+        if name not in ServerOptions.__annotations__:
+            raise TypeError(f"{call}() got an unexpected keyword argument {name!r}")

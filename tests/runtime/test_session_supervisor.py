@@ -1,0 +1,150 @@
+"""Many sessions in one process: found, restarted, kept apart."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from asm_runtime import RunStatus, SessionSupervisor
+from asm_runtime.adapters import ScriptedAdapter
+from asm_runtime.adapters.scripted import Gate
+from asm_runtime.errors import (
+    ActorStopped,
+    Conflict,
+    Draining,
+    RunFailed,
+    SessionNotFound,
+    ValidationError,
+)
+from asm_runtime.ports import SessionStore
+from tests.runtime.support import terminal_events, types_of, until
+
+OPTS = {"agent_id": "tester"}
+
+
+async def test_sessions_are_found_by_their_id(store: SessionStore) -> None:
+    async with SessionSupervisor(store=store, adapter=ScriptedAdapter()) as supervisor:
+        first = await supervisor.start_session(session_opts=OPTS)
+        second = await supervisor.start_session(session_opts=OPTS | {"id": "mine"})
+        assert supervisor.whereis(first.session_id) is first
+        assert supervisor.whereis("mine") is second
+        assert supervisor.whereis("other") is None
+        assert supervisor.list_sessions() == [first.session_id, "mine"]
+        await supervisor.stop_session("mine")
+        await supervisor.stop_session("mine")
+        assert supervisor.whereis("mine") is None
+        assert supervisor.list_sessions() == [first.session_id]
+    assert not first.is_running
+
+
+async def test_a_session_is_served_once(store: SessionStore) -> None:
+    async with SessionSupervisor(store=store, adapter=ScriptedAdapter()) as supervisor:
+        server = await supervisor.start_session(session_opts=OPTS)
+        again = await asyncio.gather(
+            *(supervisor.start_session(session_id=server.session_id) for _ in range(10))
+        )
+        assert set(again) == {server}
+        with pytest.raises(Conflict):
+            await supervisor.start_session(session_id=server.session_id, max_concurrent_runs=2)
+        await supervisor.stop_session(server.session_id)
+        fresh = await supervisor.start_session(session_id=server.session_id, max_concurrent_runs=2)
+        assert fresh.max_concurrent_runs == 2
+
+
+async def test_what_cannot_start_is_not_kept(store: SessionStore) -> None:
+    async with SessionSupervisor(store=store, adapter=ScriptedAdapter()) as supervisor:
+        with pytest.raises(SessionNotFound):
+            await supervisor.start_session(session_id="unknown")
+        with pytest.raises(ValidationError):
+            await supervisor.start_session(session_opts=OPTS, max_queued_runs=-1)
+        with pytest.raises(ValidationError):
+            await supervisor.start_session()
+        with pytest.raises(TypeError):
+            await supervisor.start_session(session_id="x", nonsense=1)  # type: ignore[call-arg]
+        assert supervisor.list_sessions() == []
+        assert await store.list_sessions() == []
+
+
+async def test_a_crashed_server_is_restarted_on_its_own_session(store: SessionStore) -> None:
+    gate = Gate()
+    adapter = ScriptedAdapter([gate])
+    async with SessionSupervisor(store=store, adapter=adapter) as supervisor:
+        server = await supervisor.start_session(session_opts=OPTS)
+        in_flight, queued = await server.submit_run({}), await server.submit_run({})
+        waiting = asyncio.create_task(server.await_run(queued))
+        await gate.reached()
+        server.crash(RuntimeError("for the test"))
+        with pytest.raises(ActorStopped):
+            await waiting
+        await until(lambda: supervisor.whereis(server.session_id))
+        successor = supervisor.whereis(server.session_id)
+        assert successor is not None
+        assert successor is not server
+        gate.open()
+        with pytest.raises(RunFailed) as orphaned:
+            await successor.await_run(in_flight)
+        assert orphaned.value.code == "orphaned"
+        assert (await successor.await_run(queued)).status == RunStatus.COMPLETED
+        assert len(await store.list_sessions()) == 1
+        assert len(await terminal_events(store, server.session_id, in_flight)) == 1
+        assert (await types_of(store, server.session_id)).count("session_started") == 1
+
+
+async def test_one_sessions_crashes_touch_no_other(store: SessionStore) -> None:
+    gate = Gate()
+    async with SessionSupervisor(store=store, adapter=ScriptedAdapter([gate]), max_restarts=2) as supervisor:
+        calm = await supervisor.start_session(session_opts=OPTS)
+        run_id = await calm.submit_run({})
+        await gate.reached()
+        wild = (await supervisor.start_session(session_opts=OPTS)).session_id
+        crashed: list[object] = [None]
+        for _ in range(3):
+            await until(lambda: supervisor.whereis(wild) not in crashed)
+            server = supervisor.whereis(wild)
+            assert server is not None
+            server.crash(RuntimeError("again"))
+            crashed.append(server)
+        await until(lambda: wild not in supervisor._children)
+        assert supervisor.whereis(calm.session_id) is calm
+        gate.open()
+        await calm.await_run(run_id)
+
+
+async def test_draining_all_drains_every_server(store: SessionStore) -> None:
+    gate = Gate()
+    async with SessionSupervisor(store=store, adapter=ScriptedAdapter([gate])) as supervisor:
+        servers = [await supervisor.start_session(session_opts=OPTS) for _ in range(3)]
+        runs = [await server.submit_run({}) for server in servers]
+        await gate.reached(3)
+        draining = asyncio.create_task(supervisor.drain_all())
+        await until(lambda: all(server.status().draining for server in servers))
+        gate.open()
+        await draining
+        for server, run_id in zip(servers, runs, strict=True):
+            assert (await store.get_run(run_id)).status == RunStatus.COMPLETED
+            with pytest.raises(Draining):
+                await server.submit_run({})
+
+
+async def test_defaults_hold_for_every_server(store: SessionStore) -> None:
+    async with SessionSupervisor(store=store, adapter=ScriptedAdapter(), max_concurrent_runs=7) as supervisor:
+        server = await supervisor.start_session(session_opts=OPTS)
+        assert server.max_concurrent_runs == 7
+        other = await supervisor.start_session(session_opts=OPTS, max_concurrent_runs=2)
+        assert other.max_concurrent_runs == 2
+    with pytest.raises(ValidationError):
+        SessionSupervisor(store=store, adapter=ScriptedAdapter(), max_concurrent_runs=0)
+    with pytest.raises(TypeError):
+        SessionSupervisor(store=store, adapter=ScriptedAdapter(), nonsense=1)  # type: ignore[call-arg]
+
+
+async def test_a_stopped_supervisor_says_so(store: SessionStore) -> None:
+    supervisor = SessionSupervisor(store=store, adapter=ScriptedAdapter())
+    with pytest.raises(ActorStopped):
+        await supervisor.start_session(session_opts=OPTS)
+    async with supervisor:
+        pass
+    with pytest.raises(ActorStopped):
+        await supervisor.start_session(session_opts=OPTS)
+    assert await store.list_sessions() == []

@@ -329,11 +329,11 @@ class RunExecution:
     def _watch_silence(self, recorder: RunRecorder) -> None:
         limit = self._options.idle_timeout_ms
         assert limit is not None
-        silent_s = self._clock.monotonic() - recorder.last_emit
-        if silent_s * 1000 >= limit:
+        silent_ms = round((self._clock.monotonic() - recorder.last_emit) * 1000, 3)
+        if silent_ms >= limit:
             self._decide_timeout(f"was silent for {limit} ms", {"kind": "idle", "timeout_ms": limit})
         elif not self._verdict.done():
-            left_s = max(limit / 1000 - silent_s, 0.001)
+            left_s = (limit - silent_ms) / 1000
             self._idle_timer = self._clock.call_later(left_s, self._watch_silence, recorder)
 
     def _decide_timeout(self, what: str, details: JsonObject) -> None:

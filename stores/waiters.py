@@ -1,20 +1,8 @@
 """The long poll of every store: callers that wait for events, and for a session's runs to change.
 
-A store registers a waiter *before* it reads. What happens to the session between the read and the
-wait then marks the waiter, and no wake-up is lost::
-
-    deadline = clock.monotonic() + wait_timeout_ms / 1000
-    while True:
-        waiter = waiters.register(session_id, filter)
-        try:
-            events, head = await self.call(self._read, session_id, filter)  # one snapshot
-            if events or not wait_timeout_ms:
-                return events
-            answer = await waiter.wait(head, deadline)
-            if answer is not None:
-                return answer
-        finally:
-            waiter.cancel()
+A waiter is registered *before* the store reads. What happens to the session between the read and
+the wait then marks the waiter, and no wake-up is lost. `read_or_wait` is that loop; a store says how
+to read, and tells what was appended, changed or deleted.
 
 Waiters are found by session, so a change costs nothing for those of other sessions. They belong to
 the loop: nothing here may be called from another thread.
@@ -23,7 +11,7 @@ the loop: nothing here may be called from another thread.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Any, Generic, Self, TypeVar, cast
 
@@ -295,6 +283,38 @@ class EventWaiter(_Waiter[list[Event]]):
 class EventWaiters(_Waiters[EventWaiter]):
     """Who waits for events, see the module."""
 
+    async def read_or_wait(
+        self,
+        session_id: str,
+        filter: EventFilter,
+        wait_timeout_ms: int,
+        read: Callable[[EventFilter], Awaitable[tuple[list[Event], int]]],
+    ) -> list[Event]:
+        """What `SessionStore.get_events` answers.
+
+        Args:
+            session_id: Whose log.
+            filter: What the caller wants.
+            wait_timeout_ms: How long to wait for a first match; 0: not at all.
+            read: Reads the wanted events and, in the same snapshot, the session's latest number.
+        """
+        deadline = self._clock.monotonic() + wait_timeout_ms / 1000
+        while True:
+            waiter = self.register(session_id, filter)
+            try:
+                events, head = await read(filter)
+                if events or not wait_timeout_ms:
+                    return events
+                answer = await waiter.wait(head, deadline)
+            finally:
+                waiter.cancel()
+            if answer is not None:
+                return answer
+            if self._stopped:
+                return []
+            if head > filter.after:  # nothing up to there matches: the next read begins behind it
+                filter = msgspec.structs.replace(filter, after=head)
+
     def register(self, session_id: str, filter: EventFilter) -> EventWaiter:
         """A waiter of that session; to be called before the store reads."""
         return self._add(EventWaiter(self, session_id, filter))
@@ -344,6 +364,38 @@ class RevisionWaiter(_Waiter[int]):
 
 class RevisionWaiters(_Waiters[RevisionWaiter]):
     """Who waits for a session's runs to change, see the module."""
+
+    async def read_or_wait(
+        self,
+        session_id: str,
+        after: int | None,
+        timeout_ms: int | None,
+        read: Callable[[], Awaitable[int]],
+    ) -> int:
+        """What `SessionStore.wait_for_runs` answers.
+
+        Args:
+            session_id: Whose runs.
+            after: What the revision is to exceed; None: answer at once.
+            timeout_ms: How long to wait; None: no limit.
+            read: Reads the revision.
+        """
+        if after is None:
+            return await read()
+        deadline = None if timeout_ms is None else self._clock.monotonic() + timeout_ms / 1000
+        while True:
+            waiter = self.register(session_id)
+            try:
+                revision = await read()
+                if revision > after:
+                    return revision
+                answer = await waiter.wait(revision, after=after, deadline=deadline)
+            finally:
+                waiter.cancel()
+            if answer is not None:
+                return answer
+            if self._stopped:
+                return revision
 
     def register(self, session_id: str) -> RevisionWaiter:
         """A waiter of that session; to be called before the store reads the revision."""

@@ -21,7 +21,7 @@ EVERYTHING = EventFilter()
 
 
 def events(numbers: Iterable[int], **fields: Any) -> list[Event]:
-    given = {"type": "custom", "session_id": "s", "timestamp": NOON} | fields
+    given: dict[str, Any] = {"type": "custom", "session_id": "s", "timestamp": NOON} | fields
     return [Event.new(sequence_number=number, **given) for number in numbers]
 
 

@@ -26,9 +26,11 @@ __all__ = [
     "checked",
     "checked_events",
     "checked_fence",
+    "checked_pending",
     "checked_result",
     "expected_run_status",
     "expected_session_status",
+    "optional_fence",
     "same_json",
 ]
 
@@ -62,21 +64,32 @@ def checked_events(name: str, events: Any) -> list[Event]:
     return [checked(f"{name}[{index}]", event, Event) for index, event in enumerate(items)]
 
 
-def checked_fence(fence: Any) -> Fence | None:
-    """A fence of plain values, or None.
+def checked_pending(run: Any) -> Run:
+    """Like `checked`, for a run that asks for a place in the queue."""
+    copy = checked("run", run, Run)
+    if copy.status is not RunStatus.PENDING:
+        raise options.refused("run.status", copy.status, "pending")
+    return copy
+
+
+def checked_fence(fence: Any) -> Fence:
+    """A fence of plain values.
 
     Raises:
-        ValidationError: It is neither.
+        ValidationError: It is none.
     """
-    if fence is None:
-        return None
     if not isinstance(fence, Fence):
-        raise options.refused("fence", fence, "a Fence or None")
+        raise options.refused("fence", fence, "a Fence")
     return Fence(
         options.identifier("fence.session_id", fence.session_id),
         options.identifier("fence.run_id", fence.run_id),
         options.integer("fence.attempt", fence.attempt, minimum=0),
     )
+
+
+def optional_fence(fence: Any) -> Fence | None:
+    """Like `checked_fence`, or None."""
+    return None if fence is None else checked_fence(fence)
 
 
 def checked_result(

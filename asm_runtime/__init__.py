@@ -6,6 +6,7 @@ from asm_runtime.manager import SessionManager
 from asm_runtime.records import Artifact, Event, EventType, Run, RunStatus, Session, SessionStatus
 from asm_runtime.server import SessionServer
 from asm_runtime.supervisor import SessionSupervisor
+from asm_runtime.telemetry import install
 
 __all__ = [
     "Artifact",
@@ -21,3 +22,5 @@ __all__ = [
     "SessionSupervisor",
     "errors",
 ]
+
+install()

@@ -392,7 +392,7 @@ class RunExecution:
         final, stored = written
         if self._recorder is not None:
             self._recorder.written(stored)
-        self._trace.ended(final)
+        self._trace.ended(final, stored)
         last = stored[-1].sequence_number or 0
         if error is None:
             return RunOutcome(result=result_of(final, last), last_sequence_number=last), True
@@ -488,6 +488,7 @@ class RunExecution:
             return RunOutcome(error=error, last_sequence_number=last), True
 
     async def _release(self) -> None:
+        self._trace.abandoned()
         try:
             await self._store.release_run(self.claimed.fence)
         except AsmError as error:

@@ -561,9 +561,11 @@ class _Job:
         loop = asyncio.get_running_loop()
         watch = loop.create_task(_watch(store, execution))
         task = loop.create_task(execution.run())
+        observer().in_flight_changed(run.session_id, 1)
         try:
             await asyncio.wait([task])
         finally:
+            observer().in_flight_changed(run.session_id, -1)
             watch.cancel()
         await execution.callbacks_done()
         outcome = execution.outcome.result()

@@ -208,6 +208,7 @@ class SessionServer(Actor):
             self._callbacks.setdefault(run_id, []).extend(callbacks)
         self._queue.submitting()  # a drain that begins now waits for it
         waiting: str | None = None
+        waits = False
         try:
             run = await self.manager.accept_run(
                 self.session_id,
@@ -219,16 +220,17 @@ class SessionServer(Actor):
             if run.status == RunStatus.PENDING:
                 waiting = run_id
         finally:
-            if self._queue.submitted(waiting):
+            waits = self._queue.submitted(waiting)
+            if waits:
                 observer().queue_depth_changed(self.session_id, 1)
             elif callbacks and waiting is None:
                 (self._callbacks or {}).pop(run_id, None)
             self._tell_settled()
-        if waiting is not None and run_id not in self._in_flight:
+        if waits:
             trace = observer().run(run, session.agent_id)
             trace.queued(len(self._queue) - 1)
             self._traces = self._traces or {}
-            self._traces.setdefault(run_id, trace)
+            self._traces[run_id] = trace
         self._look()
         return run_id
 

@@ -446,17 +446,14 @@ class RunExecution:
 
     async def _flush(self, result: ExecutionResult) -> list[Event]:
         token = observer().write_began("flush", self.claimed.session_id, len(result.events), self._trace)
-        stored: list[Event] | None = None
-        error: BaseException | None = None
         try:
             stored = await self._store.flush(
                 result, fence=self.claimed.fence, expected_run_status=RunStatus.RUNNING
             )
-        except BaseException as raised:
-            error = raised
+        except BaseException as error:
+            observer().write_ended(token, None, error)
             raise
-        finally:
-            observer().write_ended(token, stored, error)
+        observer().write_ended(token, stored, None)
         return stored
 
     async def _put_back(self, left: list[Event]) -> tuple[RunOutcome, bool]:

@@ -136,15 +136,12 @@ class RunRecorder:
             StoreError: The store failed, after some tries if it was unavailable.
         """
         token = observer().write_began("append", self._fence.session_id, len(events), self._trace)
-        stored: list[Event] | None = None
-        error: BaseException | None = None
         try:
             stored = await self._append_with_retries(events)
-        except BaseException as raised:
-            error = raised
+        except BaseException as error:
+            observer().write_ended(token, None, error)
             raise
-        finally:
-            observer().write_ended(token, stored, error)
+        observer().write_ended(token, stored, None)
         self.written(stored)
         if self._callbacks is not None:
             await self._callbacks.has_room()

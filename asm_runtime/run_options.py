@@ -46,11 +46,9 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     def of(cls, run: Run) -> RunOptions:
         """The options stored with a run; what this release does not know is left out."""
         stored: Any = run.metadata.get("options")
-        known = (
-            {name: value for name, value in stored.items() if name in cls.__struct_fields__}
-            if isinstance(stored, dict)
-            else {}
-        )
+        if not isinstance(stored, dict):
+            return cls()
+        known: JsonObject = {name: stored[name] for name in cls.__struct_fields__ if name in stored}
         return cls(**_checked(known))
 
 

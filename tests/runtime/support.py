@@ -34,7 +34,7 @@ async def until_stored(look: Callable[[], Awaitable[Any]]) -> Any:
     return found
 
 
-async def open_server(store: SessionStore, adapter: Any, **options: Any) -> SessionServer:
+async def open_server(store: Any, adapter: Any, **options: Any) -> SessionServer:
     """A started server on a new session."""
     return await SessionServer(
         store=store, adapter=adapter, session_opts={"agent_id": "tester"}, **options

@@ -21,7 +21,7 @@ from tests.runtime.support import open_server, terminal_events, types_of, until
 async def test_status_answers_while_the_store_hangs(store: SessionStore) -> None:
     faulty = FaultyStore(store)
     gate = Gate()
-    async with await open_server(faulty, ScriptedAdapter([gate])) as server:  # type: ignore[arg-type]
+    async with await open_server(faulty, ScriptedAdapter([gate])) as server:
         run_id = await server.submit_run({})
         await gate.reached()
         faulty.hanging |= {"enqueue_run", "claim_run", "list_runs", "get_session", "list_orphaned_runs"}
@@ -39,7 +39,7 @@ async def test_a_store_that_refuses_events_fails_the_run_not_the_server(store: S
     faulty = FaultyStore(store)
     gate = Gate()
     adapter = ScriptedAdapter([gate, say("x"), Gate()])
-    async with await open_server(faulty, adapter) as server:  # type: ignore[arg-type]
+    async with await open_server(faulty, adapter) as server:
         run_id = await server.submit_run({})
         await gate.reached()
         faulty.failing["append_events"] = StoreError("disk on fire")
@@ -59,7 +59,7 @@ async def test_an_outage_while_events_are_written_is_ridden_out(store: SessionSt
     async with await open_server(
         faulty,
         ScriptedAdapter([gate, tokens(10)]),
-        clock=clock,  # type: ignore[arg-type]
+        clock=clock,
     ) as server:
         run_id = await server.submit_run({})
         await gate.reached()
@@ -75,7 +75,7 @@ async def test_an_outage_while_events_are_written_is_ridden_out(store: SessionSt
 
 async def test_an_outage_at_the_end_of_a_run_leaves_it_ended(store: SessionStore) -> None:
     faulty, clock, gate = FaultyStore(store), JumpingClock(), Gate()
-    async with await open_server(faulty, ScriptedAdapter([gate]), clock=clock) as server:  # type: ignore[arg-type]
+    async with await open_server(faulty, ScriptedAdapter([gate]), clock=clock) as server:
         run_id = await server.submit_run({})
         await gate.reached()
         faulty.failing["flush"] = StoreUnavailable("busy")
@@ -94,7 +94,7 @@ async def test_an_outage_at_the_end_of_a_run_leaves_it_ended(store: SessionStore
 
 async def test_a_stop_is_bounded_while_the_store_hangs(store: SessionStore) -> None:
     faulty, clock, gate = FaultyStore(store), JumpingClock(), Gate()
-    server = await open_server(faulty, ScriptedAdapter([gate]), clock=clock, cancel_grace_ms=500)  # type: ignore[arg-type]
+    server = await open_server(faulty, ScriptedAdapter([gate]), clock=clock, cancel_grace_ms=500)
     run_id = await server.submit_run({})
     subscription = server.subscribe()
     await gate.reached()
@@ -119,7 +119,7 @@ async def test_the_server_looks_again_after_an_outage(
 ) -> None:
     caplog.set_level(logging.ERROR)
     faulty, clock = FaultyStore(store), JumpingClock()
-    async with await open_server(faulty, ScriptedAdapter(), clock=clock) as server:  # type: ignore[arg-type]
+    async with await open_server(faulty, ScriptedAdapter(), clock=clock) as server:
         faulty.failing["claim_run"] = StoreUnavailable("busy")
         run_id = await server.submit_run({"prompt": "x"})
         await until(lambda: faulty.calls["claim_run"] >= 1)
@@ -146,7 +146,8 @@ async def test_a_run_ended_elsewhere_stops_its_adapter_here(store: SessionStore)
 
 async def test_an_attempt_that_was_claimed_anew_elsewhere_can_write_nothing(store: SessionStore) -> None:
     """As after a node that was believed dead: its fence no longer holds."""
-    gate, errors = Gate(), list[BaseException]()
+    gate = Gate()
+    errors: list[BaseException] = []
 
     async def late(stage: Any) -> None:
         try:
@@ -201,7 +202,7 @@ async def test_orphans_are_settled_at_the_start(store: SessionStore, policy: Any
 async def test_orphans_that_nobody_rings_for_are_found_in_time(store: SessionStore) -> None:
     """A dead node changes nothing in the database: the server has to look by itself."""
     faulty, clock = FaultyStore(store), JumpingClock()
-    async with await open_server(faulty, ScriptedAdapter(), clock=clock) as server:  # type: ignore[arg-type]
+    async with await open_server(faulty, ScriptedAdapter(), clock=clock) as server:
         run = await server.manager.start_run(server.session_id, {"prompt": "x"})
         await server.await_run(run.id)
         before = faulty.calls["list_orphaned_runs"]
@@ -212,7 +213,7 @@ async def test_orphans_that_nobody_rings_for_are_found_in_time(store: SessionSto
 
 async def test_an_idle_server_asks_the_store_for_nothing(store: SessionStore) -> None:
     faulty, clock = FaultyStore(store), JumpingClock()
-    async with await open_server(faulty, ScriptedAdapter(), clock=clock):  # type: ignore[arg-type]
+    async with await open_server(faulty, ScriptedAdapter(), clock=clock):
         await until(lambda: faulty.calls["list_runs"] >= 1)
         for _ in range(50):
             await asyncio.sleep(0)
@@ -249,8 +250,9 @@ async def test_a_call_cancelled_at_any_await_leaves_a_working_server(
     server = await open_server(store, adapter)
     run_id = await server.submit_run({})
     await gate.reached()
-    arguments = {"cancel_run": [run_id], "interrupt_run": [run_id], "execute_run": [{}]}.get(call, [])
-    calling = asyncio.create_task(getattr(server, call)(*arguments))
+    arguments: dict[str, Any] = {"cancel_run": run_id, "interrupt_run": run_id, "execute_run": {}}
+    method = getattr(server, call)
+    calling = asyncio.create_task(method(arguments[call]) if call in arguments else method())
     for _ in range(turns):
         await asyncio.sleep(0)
     calling.cancel()

@@ -25,7 +25,7 @@ from asm_runtime.errors import (
     SessionNotFound,
     ValidationError,
 )
-from asm_runtime.ports import Capability, ExecutionResult, SessionStore
+from asm_runtime.ports import Capability, ExecutionResult, RunContext, SessionStore
 from asm_runtime.testing import JumpingClock
 from tests.runtime.support import terminal_events, types_of, until_stored
 
@@ -254,7 +254,7 @@ async def test_an_output_that_cannot_be_stored_fails_the_run(store: SessionStore
 
 async def test_what_an_adapter_returns_must_be_a_result(store: SessionStore) -> None:
     class Wrong(ScriptedAdapter):
-        async def execute(self, *_: Any) -> Any:
+        async def execute(self, run: Run, session: Session, context: RunContext) -> Any:
             return {"output": 1}
 
     with pytest.raises(ProviderError, match="not a ProviderResult"):

@@ -451,20 +451,17 @@ async def test_bad_options_are_refused_before_anything_is_stored(store: SessionS
 
 async def test_default_options_lie_under_those_of_a_run(store: SessionStore) -> None:
     seen: list[str] = []
+
+    def default(event: Event) -> None:
+        seen.append(f"default {event.type}")
+
+    def own(event: Event) -> None:
+        seen.append(f"own {event.type}")
+
     adapter = ScriptedAdapter()
-    async with await open_server(
-        store,
-        adapter,
-        default_run_options={
-            "adapter_opts": {"a": 1, "b": 1},
-            "event_callback": lambda event: seen.append(f"default {event.type}"),
-        },
-    ) as server:
-        await server.execute_run(
-            {"prompt": "x"},
-            adapter_opts={"b": 2},
-            event_callback=lambda event: seen.append(f"own {event.type}"),
-        )
+    defaults = {"adapter_opts": {"a": 1, "b": 1}, "event_callback": default}
+    async with await open_server(store, adapter, default_run_options=defaults) as server:
+        await server.execute_run({"prompt": "x"}, adapter_opts={"b": 2}, event_callback=own)
         await until(lambda: "own run_completed" in seen)
     assert adapter.contexts[0].adapter_opts == {"a": 1, "b": 2}
     assert "default run_started" in seen

@@ -15,13 +15,13 @@ from asm_runtime.subscription import Subscription
 from tests.runtime.support import open_server, until
 
 
-def events_of(session_id: str, count: int, **fields: str) -> list[Event]:
-    return [Event.new(type="custom", session_id=session_id, **fields) for _ in range(count)]
+def events_of(session_id: str, count: int) -> list[Event]:
+    return [Event.new(type="custom", session_id=session_id) for _ in range(count)]
 
 
-async def append(store: SessionStore, session_id: str, count: int, **fields: str) -> None:
+async def append(store: SessionStore, session_id: str, count: int) -> None:
     for first in range(0, count, 1000):
-        await store.append_events(events_of(session_id, min(1000, count - first), **fields))
+        await store.append_events(events_of(session_id, min(1000, count - first)))
 
 
 async def read(subscription: Subscription, last: int) -> list[int]:

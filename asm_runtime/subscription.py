@@ -230,7 +230,8 @@ class Subscription:
                 continue
             if len(self._buffer) >= self._limit:
                 self._overflowed = True
-                observer().subscriber_lagged(self._session_id, len(batch))
+                behind = (batch[-1].sequence_number or 0) - self._cursor
+                observer().subscriber_lagged(self._session_id, behind)
                 break
             self._buffer.append(event)
         self._stir()

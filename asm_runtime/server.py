@@ -604,7 +604,6 @@ class SessionServer(Actor):
                 self._recount_timer = self.send_after(self._recount_at - began, self._recount_due)
             return
         self._queue.mark()
-        before = len(self._queue)
         pending: list[str] = []
         try:
             runs = await self._store.list_runs(self.session_id, status=RunStatus.PENDING)
@@ -613,8 +612,9 @@ class SessionServer(Actor):
             pending = self._queue.run_ids()
             raise
         finally:
+            before = len(self._queue)
             gone = self._queue.recount(pending)
-        observer().queue_depth_changed(self.session_id, len(self._queue) - before)
+            observer().queue_depth_changed(self.session_id, len(self._queue) - before)
         for run_id in gone:
             (self._callbacks or {}).pop(run_id, None)
             trace = (self._traces or {}).pop(run_id, None)

@@ -14,6 +14,7 @@ from asm_runtime.actor import Actor
 from asm_runtime.clock import SYSTEM_CLOCK, Clock
 from asm_runtime.errors import Conflict, RunNotFound, SessionNotFound
 from asm_runtime.ids import new_id
+from asm_runtime.observer import observer
 from asm_runtime.ports import ExecutionResult, ExpectedStatus, Order
 from asm_runtime.records import (
     OPEN_RUN_STATUSES,
@@ -279,6 +280,8 @@ class InMemorySessionStore(Actor):
                 new[session_id] = [event]
         for session_id, appended in new.items():
             self._readers.appended(session_id, appended)
+        if new:
+            observer().group_committed(1, sum(map(len, new.values())))
         return stored
 
     async def get_events(

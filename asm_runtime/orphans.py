@@ -31,7 +31,8 @@ class OrphanWatch:
         self._store = weakref.ref(store)
         self._clock = clock
         self._interval_s = getattr(store, "lease_ttl_ms", DEFAULT_LEASE_TTL_MS) / 1000
-        self._servers: dict[str, list[Callable[[], None]]] = {}
+        # One server a session is the rule, and an idle one must cost little.
+        self._servers: dict[str, Callable[[], None] | list[Callable[[], None]]] = {}
         self._task: asyncio.Task[None] | None = None
 
     @classmethod
@@ -44,20 +45,25 @@ class OrphanWatch:
 
     def add(self, session_id: str, found: Callable[[], None]) -> None:
         """Call `found()` whenever that session has orphaned runs."""
-        self._servers.setdefault(session_id, []).append(found)
+        others = self._told(session_id)
+        self._servers[session_id] = [*others, found] if others else found
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._run())
 
     def remove(self, session_id: str, found: Callable[[], None]) -> None:
         """Call it no more; the last one ends the looking. Idempotent."""
-        servers = self._servers.get(session_id, [])
-        if found in servers:
-            servers.remove(found)
-        if not servers:
+        left = [other for other in self._told(session_id) if other != found]
+        if left:
+            self._servers[session_id] = left
+        else:
             self._servers.pop(session_id, None)
         if not self._servers and self._task is not None:
             self._task.cancel()
             self._task = None
+
+    def _told(self, session_id: str) -> list[Callable[[], None]]:
+        told = self._servers.get(session_id, [])
+        return told if isinstance(told, list) else [told]
 
     async def _run(self) -> None:
         while True:
@@ -73,5 +79,5 @@ class OrphanWatch:
                 logger.warning("looking for orphaned runs failed: %s", error)
                 continue
             for session_id in {run.session_id for run in orphans}:
-                for found in tuple(self._servers.get(session_id, ())):
+                for found in self._told(session_id):
                     found()

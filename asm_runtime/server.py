@@ -20,7 +20,6 @@ from asm_runtime.errors import (
     DrainTimeout,
     InvalidTransition,
     RunNotFound,
-    StoreError,
     ValidationError,
 )
 from asm_runtime.execution import RunExecution, RunOutcome
@@ -108,6 +107,7 @@ class SessionServer(Actor):
         "_queue",
         "_recount_at",
         "_recount_timer",
+        "_revision",
         "_session_opts",
         "_settled",
         "_stop_drain_ms",
@@ -165,9 +165,10 @@ class SessionServer(Actor):
         self._subscriptions: weakref.WeakSet[Subscription] | None = None
         self._feed: Feed | None = None
         self._feed_task: asyncio.Task[None] | None = None
-        self._watch: asyncio.Task[None] | None = None
+        self._watch: asyncio.Task[int] | None = None
         self._looking: asyncio.Task[None] | None = None
         self._look_again = False
+        self._revision: int | None = None
         self._recount_at = 0.0
         self._recount_timer: Timer | None = None
         self._claiming = True
@@ -434,7 +435,7 @@ class SessionServer(Actor):
         self._telemetry = observer().session_started(session)
         OrphanWatch.of(self._store, self._clock).add(self.session_id, self._look)
         self._attached = True
-        self._watch = self.spawn(self._watch_runs())
+        self._watch_runs(None)
 
     async def on_stop(self) -> None:
         """Stop claiming, end the runs, bring the subscriptions up to there, release who waits."""
@@ -453,6 +454,8 @@ class SessionServer(Actor):
     def on_crash(self, reason: BaseException) -> None:
         """Runs in flight are abandoned, so orphans; whoever waits here gets `ActorStopped`."""
         self._claiming = False
+        if self._watch is not None:
+            self._watch.cancel()
         for subscription in tuple(self._subscriptions or ()):
             subscription.fail(self._gone())
         self._release_waiting(reason)
@@ -477,7 +480,7 @@ class SessionServer(Actor):
                 settled.set_result(None)
 
     async def _stop_looking(self) -> None:
-        tasks = [task for task in (self._watch, self._looking) if task is not None]
+        tasks: list[asyncio.Task[Any]] = [task for task in (self._watch, self._looking) if task is not None]
         for task in tasks:
             task.cancel()
         if tasks:
@@ -527,24 +530,36 @@ class SessionServer(Actor):
 
     # -- the queue
 
-    async def _watch_runs(self) -> None:
-        """Look for work whenever anybody changed the session's runs."""
-        revision: int | None = None
+    def _watch_runs(self, revision: int | None) -> None:
+        """Look for work, and again whenever anybody has changed the session's runs since. Plain.
+
+        The store's own coroutine is the task: with a hundred thousand idle sessions, one more
+        around it would be felt.
+        """
         self._look()
-        while True:
-            try:
-                seen = await self._store.wait_for_runs(self.session_id, after=revision, timeout_ms=None)
-            except ActorStopped:
-                logger.warning("the store of session %s stopped before its server", self.session_id)
-                return
-            except StoreError as error:
+        self._revision = revision
+        # The actor's own context, not a copy for the task and another for its callback.
+        waiting = self._store.wait_for_runs(self.session_id, after=revision, timeout_ms=None)
+        self._watch = self._loop.create_task(waiting, context=self._context)
+        self._watch.add_done_callback(self._runs_changed, context=self._context)
+
+    def _runs_changed(self, watch: asyncio.Task[int]) -> None:
+        if watch.cancelled() or not self._attached:
+            return
+        before = self._revision
+        error = watch.exception()
+        if error is None and watch.result() != before:
+            self._watch_runs(watch.result())
+        elif isinstance(error, ActorStopped):
+            logger.warning("the store of session %s stopped before its server", self.session_id)
+        elif error is None or isinstance(error, AsmError):
+            # The store failed, or answered early: neither may make us spin.
+            if error is not None:
                 logger.warning("session %s waits for its store: %s", self.session_id, error)
-                await sleep(self._clock, RETRY_DELAY_S)
-                continue
-            if seen == revision:  # a store that answers early must not make us spin
-                await sleep(self._clock, RETRY_DELAY_S)
-            revision = seen
-            self._look()
+            self._watch = None
+            self.send_after(RETRY_DELAY_S, self._watch_runs, before)
+        else:
+            self.crash(error)
 
     def _look(self) -> None:
         """Have a task look at the queue; one that is looking already looks once more. Plain."""

@@ -355,16 +355,17 @@ async def test_unknown_options_are_type_errors_and_bad_values_validation_errors(
     manager = SessionManager(store, ScriptedAdapter(adapter_opts=["model"]))
     with pytest.raises(TypeError):
         await manager.run_once({}, no_such_option=1)  # type: ignore[call-arg]
-    for bad in (
+    many: list[Any] = [
         {"run_timeout_ms": 0},
         {"idle_timeout_ms": "1"},
         {"adapter_opts": {"x": object()}},
         {"continuation": "native"},
         {"continuation_opts": {"limit": 3}},
         {"event_callback": 3},
-    ):
+    ]
+    for bad in many:
         with pytest.raises(ValidationError):
-            await manager.run_once({}, **bad)  # type: ignore[arg-type]
+            await manager.run_once({}, **bad)
     with pytest.raises(ValidationError):
         await manager.run_once({}, adapter_opts={"unknown": 1})
 

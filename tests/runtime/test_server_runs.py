@@ -75,7 +75,8 @@ async def test_awaiting_answers_for_runs_that_are_done_and_again(store: SessionS
         run_id = await server.submit_run({"prompt": "x"})
         first = await server.await_run(run_id)
         assert await server.await_run(run_id) == first
-        assert await server.execute_run({"prompt": "y"}, await_timeout_ms=60_000)
+        other = await server.execute_run({"prompt": "y"}, await_timeout_ms=60_000)
+        assert other.output == {"content": "y"}
     async with SessionServer(store=store, adapter=ScriptedAdapter(), session_id=first.session_id) as again:
         assert await again.await_run(run_id) == first
 

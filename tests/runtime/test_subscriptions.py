@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -297,7 +298,7 @@ async def test_two_tasks_cannot_read_one_subscription(store: SessionStore) -> No
 
 async def test_bad_arguments_are_refused(store: SessionStore) -> None:
     async with await open_server(store, ScriptedAdapter()) as server:
-        for bad in (
+        many: list[Any] = [
             {"from_sequence": -1},
             {"from_sequence": "1"},
             {"after": -1},
@@ -305,9 +306,10 @@ async def test_bad_arguments_are_refused(store: SessionStore) -> None:
             {"buffer": 0},
             {"type": "nonsense"},
             {"run_id": ""},
-        ):
+        ]
+        for bad in many:
             with pytest.raises(ValidationError):
-                server.subscribe(**bad)  # type: ignore[arg-type]
+                server.subscribe(**bad)
 
 
 async def test_the_feed_rests_when_nobody_reads(store: SessionStore) -> None:

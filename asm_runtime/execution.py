@@ -197,11 +197,12 @@ class RunExecution:
                 await self._release()
             if not self.outcome.done():
                 self.outcome.set_result(outcome)
-
-    async def callbacks_done(self) -> None:
-        """Return when the event callbacks have been given every event."""
+        # Whoever awaits the outcome does not wait for callbacks: one of them may await it itself.
         if self._recorder is not None:
-            await self._recorder.callbacks_done()
+            try:
+                await self._recorder.callbacks_done()
+            finally:
+                self._recorder.abort()
 
     async def _attempt(self) -> _Verdict:
         """Everything up to the verdict; the adapter has stopped when this returns."""

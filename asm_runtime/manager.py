@@ -567,7 +567,6 @@ class _Job:
         finally:
             observer().in_flight_changed(run.session_id, -1)
             watch.cancel()
-        await execution.callbacks_done()
         outcome = execution.outcome.result()
         if outcome.error is not None:
             raise outcome.error

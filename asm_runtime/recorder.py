@@ -167,7 +167,7 @@ class RunRecorder:
             self._callbacks.put(stored)
 
     async def callbacks_done(self) -> None:
-        """Return when every callback has been given every event."""
+        """Return when every callback has been given every event; there are no more."""
         if self._callbacks is not None:
             await self._callbacks.done()
 
@@ -231,7 +231,7 @@ class _Callbacks:
     def __init__(self, callbacks: Sequence[EventCallback], limit: int) -> None:
         self._callbacks = callbacks
         self._limit = limit
-        self._queue: asyncio.Queue[Event] = asyncio.Queue()
+        self._queue: asyncio.Queue[Event | None] = asyncio.Queue()
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     def put(self, events: Sequence[Event]) -> None:
@@ -244,17 +244,14 @@ class _Callbacks:
             await self._queue.join()
 
     async def done(self) -> None:
-        joined = asyncio.get_running_loop().create_task(self._queue.join())
-        await asyncio.wait([joined, self._task], return_when=asyncio.FIRST_COMPLETED)
-        joined.cancel()
-        self.abort()
+        self._queue.put_nowait(None)
+        await asyncio.wait([self._task])
 
     def abort(self) -> None:
         self._task.cancel()
 
     async def _run(self) -> None:
-        while True:
-            event = await self._queue.get()
+        while (event := await self._queue.get()) is not None:
             for callback in self._callbacks:
                 try:
                     answer: Any = callback(event)

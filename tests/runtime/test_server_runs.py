@@ -550,3 +550,17 @@ async def test_the_last_of_many_runs_is_as_good_as_the_first(store: SessionStore
         assert server._callbacks in (None, {})
         assert server._await_changes in (None, {})
         assert server._traces in (None, {})
+
+
+async def test_a_callback_may_wait_for_its_own_run(store: SessionStore) -> None:
+    answers: list[Any] = []
+    async with await open_server(store, ScriptedAdapter()) as server:
+
+        async def callback(event: Event) -> None:
+            if event.type == "run_started":
+                answers.append(await server.await_run(event.run_id or ""))
+
+        run_id = await server.submit_run({"prompt": "x"}, event_callback=callback)
+        result = await server.await_run(run_id)
+        await until(lambda: answers)
+        assert answers == [result]

@@ -99,6 +99,7 @@ class SessionServer(Actor):
         "_default_run_options",
         "_draining",
         "_feed",
+        "_feed_rest",
         "_feed_task",
         "_in_flight",
         "_look_again",
@@ -165,6 +166,7 @@ class SessionServer(Actor):
         self._subscriptions: weakref.WeakSet[Subscription] | None = None
         self._feed: Feed | None = None
         self._feed_task: asyncio.Task[None] | None = None
+        self._feed_rest: Timer | None = None
         self._watch: asyncio.Task[int] | None = None
         self._looking: asyncio.Task[None] | None = None
         self._look_again = False
@@ -199,9 +201,9 @@ class SessionServer(Actor):
         self._check_running()
         stored = stored_options("submit_run", run_options, self._default_run_options)
         callbacks = callbacks_of(run_options)
+        session = await self._store.get_session(self.session_id)
         if self._draining:
             await self._known_while_draining(run_id)
-        session = await self._store.get_session(self.session_id)
         # With the id known beforehand, a run that starts at once finds its callbacks.
         run_id = new_id("run_") if run_id is None else options.identifier("run_id", run_id)
         if callbacks:
@@ -831,10 +833,12 @@ class SessionServer(Actor):
 
     def _rest_feed(self) -> None:
         """Let the feed end after a while, if nobody needs it then."""
-        if self._feed is not None and not self._subscriptions and not self._await_changes:
-            self.send_after(FEED_LINGER_S, self._end_idle_feed)
+        idle = self._feed is not None and not self._subscriptions and not self._await_changes
+        if idle and self._feed_rest is None:
+            self._feed_rest = self.send_after(FEED_LINGER_S, self._end_idle_feed)
 
     def _end_idle_feed(self) -> None:
+        self._feed_rest = None
         if self._feed_task is not None and not self._subscriptions and not self._await_changes:
             self._feed_task.cancel()
             self._feed = None

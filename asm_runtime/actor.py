@@ -32,14 +32,16 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections import OrderedDict, deque
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from contextlib import suppress
+from operator import length_hint
 from types import CoroutineType, TracebackType
 from typing import Any, Self, TypeAlias, TypeVar, TypeVarTuple, cast, overload
 
 from asm_runtime import options
 from asm_runtime.clock import SYSTEM_CLOCK, Clock, Timer
-from asm_runtime.errors import ActorStopped, AsmError, MailboxFull
+from asm_runtime.errors import ActorStopped, MailboxFull
 
 __all__ = ["Actor", "GroupActor", "Letter", "Monitor", "Supervisor", "answer"]
 
@@ -51,13 +53,12 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_MAILBOX_LIMIT = 10_000
 
-
 # Where an actor is in its life. Plain integers: the hot path compares them for every message.
-_NEW, _STARTING, _RUNNING, _STOPPING, _STOPPED = range(5)
+# Stopping: what was accepted is still handled. Closing: `on_stop`, and the end of its tasks.
+_NEW, _STARTING, _RUNNING, _STOPPING, _CLOSING, _STOPPED = range(6)
 
 Letter: TypeAlias = tuple[Callable[..., Any], tuple[Any, ...], "asyncio.Future[Any] | None"]
 """One message: what to run, its arguments, and where the answer goes (None: nowhere)."""
-
 
 Watcher: TypeAlias = Callable[["Actor", BaseException | None], object]
 
@@ -65,36 +66,54 @@ Watcher: TypeAlias = Callable[["Actor", BaseException | None], object]
 class Monitor:
     """A watch on an actor's end, from `Actor.monitor`."""
 
-    __slots__ = ("_watcher",)
+    __slots__ = ("_actor", "_watcher")
 
-    def __init__(self, watcher: Watcher) -> None:
+    def __init__(self, actor: Actor, watcher: Watcher) -> None:
+        self._actor = actor
         self._watcher: Watcher | None = watcher
 
     def cancel(self) -> None:
         """Watch no longer. Idempotent."""
         self._watcher = None
+        extras = self._actor._extras
+        if extras is not None and extras.monitors:
+            extras.monitors.pop(self, None)
 
-    def _tell(self, actor: Actor, reason: BaseException | None) -> None:
+    def _tell(self, reason: BaseException | None) -> None:
         watcher, self._watcher = self._watcher, None
         if watcher is None:
             return
         try:
-            watcher(actor, reason)
+            watcher(self._actor, reason)
         except Exception:
-            logger.exception("a monitor of %r raised", actor)
+            logger.exception("a monitor of %r raised", self._actor)
 
 
 class _Extras:
     """What an idle actor does without; made when it is needed."""
 
-    __slots__ = ("deferred", "ending", "idle", "monitors", "reason", "room", "starting", "tasks", "timers")
+    __slots__ = (
+        "deferred",
+        "ending",
+        "idle",
+        "in_hand",
+        "monitors",
+        "reason",
+        "room",
+        "starting",
+        "tasks",
+        "timers",
+    )
 
     def __init__(self) -> None:
-        self.room: deque[asyncio.Future[None]] | None = None
+        # The letters that the busy task handles.
+        self.in_hand: list[Letter] | None = None
+        # The letters that wait for room, by the future that their sender awaits.
+        self.room: OrderedDict[asyncio.Future[Any], Letter] | None = None
         self.deferred: set[asyncio.Future[Any]] | None = None
         self.timers: set[_ActorTimer] | None = None
         self.tasks: set[asyncio.Task[Any]] | None = None
-        self.monitors: list[Monitor] | None = None
+        self.monitors: dict[Monitor, None] | None = None
         self.starting: asyncio.Future[None] | None = None
         self.ending: asyncio.Task[None] | None = None
         self.idle: asyncio.Future[None] | None = None
@@ -104,10 +123,10 @@ class _Extras:
 class _ActorTimer:
     """A `send_after` in flight."""
 
-    __slots__ = ("_actor", "_args", "_handler", "_timer")
+    __slots__ = ("_actor", "_letter", "_timer")
 
-    def __init__(self, actor: Actor, handler: Callable[..., Any], args: tuple[Any, ...]) -> None:
-        self._actor, self._handler, self._args = actor, handler, args
+    def __init__(self, actor: Actor, letter: Letter) -> None:
+        self._actor, self._letter = actor, letter
         self._timer: Timer | None = None
 
     def arm(self, clock: Clock, seconds: float) -> None:
@@ -125,13 +144,17 @@ class _ActorTimer:
 
     def _fire(self) -> None:
         self._forget()
-        if self._actor.is_running:
-            # A timer is never lost to a full mailbox: it brings one message, made by the actor itself.
-            self._actor._put((self._handler, self._args, None))
+        # While the actor starts, the letter waits for the end of the start. A full mailbox does not
+        # lose it either: it is the actor's own, and a timer brings only one.
+        if self._actor._phase in (_STARTING, _RUNNING):
+            self._actor._put(self._letter)
 
 
 class Actor:
     """A mailbox and the handlers that empty it.
+
+    A subclass keeps its state in names of its own: to redefine an underscored name of this class is
+    a `TypeError`.
 
     Args:
         mailbox_limit: How many messages may wait; then `call` and `cast` suspend their caller.
@@ -148,19 +171,29 @@ class Actor:
         "_mail",
         "_mailbox_limit",
         "_phase",
+        "_rest",
         "_scheduled",
     )
 
     def __init__(self, *, mailbox_limit: int = DEFAULT_MAILBOX_LIMIT, clock: Clock = SYSTEM_CLOCK) -> None:
         self._mailbox_limit: int = options.integer("mailbox_limit", mailbox_limit, minimum=1)
         self._clock = clock
+        # What has arrived, and what is left of the mail being handled. Lists: an empty deque has 700 bytes.
         self._mail: list[Letter] = []
+        self._rest: Iterator[Letter] | None = None
         self._phase = _NEW
         self._scheduled = False
         self._busy: asyncio.Task[Any] | None = None
         self._extras: _Extras | None = None
-        self._loop: asyncio.AbstractEventLoop = cast(asyncio.AbstractEventLoop, None)
+        self._loop: asyncio.AbstractEventLoop = cast(asyncio.AbstractEventLoop, None)  # set by `start`
         self._context: contextvars.Context | None = None
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if cls.__module__ != __name__:
+            for name in vars(cls):
+                if name.startswith("_") and not name.startswith("__") and hasattr(Actor, name):
+                    raise TypeError(f"{cls.__name__}.{name} would replace a part of asm_runtime.actor.Actor")
 
     # -- lifecycle
 
@@ -186,54 +219,48 @@ class Actor:
             Exception: What `on_start` raised; nothing is left running and it may be started again.
         """
         while self._phase != _RUNNING:
-            if self._phase >= _STOPPING:
+            if self._phase > _RUNNING:
                 raise self._gone()
             if self._phase == _STARTING:
-                await self._started()
-                continue
-            self._phase = _STARTING
-            self._loop = asyncio.get_running_loop()
-            self._context = contextvars.copy_context()
-            try:
-                await self.on_start()
-            except BaseException:
-                self._cancel_timers()
-                await self._end_tasks()
-                self._start_ended(_NEW)
-                raise
-            self._start_ended(_RUNNING)
+                await self._start_of_another()
+            else:
+                await self._start_now()
         return self
 
     async def stop(self) -> None:
-        """Handle what is in the mailbox, then close. Stopping a stopped one does nothing.
+        """Handle what was sent before, then close. Stopping a stopped one does nothing.
 
         Cancelling the caller does not stop the stopping.
+
+        Raises:
+            RuntimeError: A handler or `on_stop` of this very actor cannot wait for its end.
+            Exception: What `on_stop` raised; the actor has stopped all the same.
         """
-        if self._phase == _NEW:
-            self._phase = _STOPPED
-            return
-        if self._busy is not None and self._busy is asyncio.current_task():
-            raise RuntimeError("an actor cannot wait in its own handler for its own end")
         extras = self._extra()
+        caller = asyncio.current_task()
+        if caller is not None and (caller is self._busy or caller is extras.ending):
+            raise RuntimeError("an actor cannot wait in its own handler for its own end")
         if extras.ending is None:
             extras.ending = asyncio.get_running_loop().create_task(self._end(extras))
+        elif extras.ending.done():
+            return
         await asyncio.shield(extras.ending)
 
     def crash(self, reason: BaseException) -> None:
         """End it as if a handler without a caller had raised `reason`. Idempotent."""
-        if self._phase == _STOPPED or self._phase == _NEW:
+        phase = self._phase
+        if phase in (_STOPPED, _NEW):
             return
         logger.error("%r crashed", self, exc_info=reason)
+        if phase == _CLOSING:
+            return  # on_stop is at work, and is the better end
         self._phase = _STOPPED
         extras = self._extra()
         extras.reason = reason
-        try:
-            self.on_crash(reason)
-        except Exception:
-            logger.exception("on_crash of %r raised", self)
-        busy = self._busy
-        if busy is not None:
-            busy.cancel()
+        if phase != _STARTING:  # else on_start is still opening: `_start_now` waits for it
+            self._drop(reason)
+        if self._busy is not None:
+            self._busy.cancel()
         for task in extras.tasks or ():
             task.cancel()
         self._close()
@@ -249,22 +276,24 @@ class Actor:
     # -- messages
 
     @overload
-    def call(self, handler: Callable[[*Ts], Coroutine[Any, Any, T]], /, *args: *Ts) -> Awaitable[T]: ...
+    def call(self, handler: Callable[[*Ts], Coroutine[Any, Any, T]], /, *args: *Ts) -> asyncio.Future[T]: ...
     @overload
-    def call(self, handler: Callable[[*Ts], T], /, *args: *Ts) -> Awaitable[T]: ...
-    def call(self, handler: Callable[..., Any], /, *args: Any) -> Awaitable[Any]:
+    def call(self, handler: Callable[[*Ts], T], /, *args: *Ts) -> asyncio.Future[T]: ...
+    def call(self, handler: Callable[[*Ts], Any], /, *args: *Ts) -> asyncio.Future[Any]:
         """Have the actor run one of its handlers; await the answer.
 
-        A full mailbox suspends the caller until there is room. A caller that is cancelled before its
+        The message is sent by the call itself, and handled after those sent before it. If the mailbox
+        is full it waits outside, first come, first served. A caller that is cancelled before its
         message is handled leaves nothing done; after that, the handler runs to its end.
 
         Raises:
             ActorStopped: The actor is not running, or ended before it answered.
+            RuntimeError: A coroutine handler of this very actor cannot wait for its answer.
             Exception: What the handler raised.
         """
-        # No coroutine of its own on this path: it would cost a tenth of the round trip.
-        if self._phase != _RUNNING or len(self._mail) >= self._mailbox_limit or self._busy is not None:
-            return self._call_when_admitted(handler, args)
+        # No coroutine on this path: it would cost a tenth of the round trip.
+        if self._phase != _RUNNING or self._busy is not None or len(self._mail) >= self._mailbox_limit:
+            return self._call_in_turn(handler, args)
         reply = self._loop.create_future()
         self._mail.append((handler, args, reply))
         if not self._scheduled:
@@ -272,37 +301,38 @@ class Actor:
             self._loop.call_soon(self._drain, context=self._context)
         return reply
 
-    async def call_deferred(
-        self,
-        handler: Callable[[asyncio.Future[T], *Ts], object],
-        /,
-        *args: *Ts,
-    ) -> T:
+    def call_deferred(
+        self, handler: Callable[[asyncio.Future[T], *Ts], object], /, *args: *Ts
+    ) -> asyncio.Future[T]:
         """Like `call`, but the handler answers when it likes.
 
         The handler is given the reply as its first argument and may keep it; `answer(reply, value)`
         answers, from anywhere on the loop. A caller that is cancelled cancels the reply: a done
         callback of it can tidy up. What is not answered when the actor ends gets `ActorStopped`.
         """
-        await self._admitted()
+        if self._phase != _RUNNING:
+            return self._refusal()
+        self._check_not_in_own_handler()
         reply: asyncio.Future[T] = self._loop.create_future()
-        extras = self._extra()
-        deferred = extras.deferred = set() if extras.deferred is None else extras.deferred
-        deferred.add(reply)
-        self._put((_run_deferred, (handler, reply, args), None))
-        try:
-            return await reply
-        finally:
-            deferred.discard(reply)
+        self._defer(reply)
+        self._put_in_turn(reply, (_run_deferred, (handler, reply, args), None))
+        return reply
 
     async def cast(self, handler: Callable[[*Ts], object], /, *args: *Ts) -> None:
         """Put a message that is not answered. A full mailbox suspends the caller.
 
+        A caller that is cancelled while it waits for room has put nothing, or the whole message.
+
         Raises:
             ActorStopped: The actor is not running.
+            MailboxFull: A coroutine handler of this very actor cannot wait for room.
         """
-        await self._admitted()
-        self._put((handler, args, None))
+        if self._phase == _RUNNING and self._waiting() >= self._mailbox_limit and not self._in_own_handler():
+            admitted = self._loop.create_future()
+            self._put_in_turn(admitted, (handler, args, None))
+            await admitted
+        else:
+            self.cast_nowait(handler, *args)
 
     def cast_nowait(self, handler: Callable[[*Ts], object], /, *args: *Ts) -> None:
         """Like `cast`, for callers that cannot wait.
@@ -313,13 +343,23 @@ class Actor:
         """
         if self._phase != _RUNNING:
             raise self._gone()
-        if len(self._mail) >= self._mailbox_limit:
-            raise MailboxFull(f"the mailbox of {self!r} holds {len(self._mail)} messages")
+        if self._waiting() >= self._mailbox_limit:
+            raise MailboxFull(f"the mailbox of {self!r} holds {self._waiting()} messages")
         self._put((handler, args, None))
 
     def send_after(self, seconds: float, handler: Callable[[*Ts], object], /, *args: *Ts) -> Timer:
-        """Cast to itself later; returns a handle whose `cancel()` prevents it."""
-        timer = _ActorTimer(self, handler, args)
+        """Cast to itself later; returns a handle whose `cancel()` prevents it.
+
+        It never fires once the actor stops, and may be set all the same: cleaning up needs no check.
+
+        Raises:
+            ActorStopped: The actor is not started.
+        """
+        if self._phase == _NEW:
+            raise self._gone()
+        timer = _ActorTimer(self, (handler, args, None))
+        if self._phase == _STOPPED:
+            return timer
         extras = self._extra()
         extras.timers = extras.timers or set()
         extras.timers.add(timer)
@@ -332,92 +372,232 @@ class Actor:
         `reason` is the exception of a crash, None after a stop. For an actor that has ended already
         the call comes in the loop's next turn.
         """
-        monitor = Monitor(watcher)
+        monitor = Monitor(self, watcher)
+        extras = self._extra()
         if self._phase == _STOPPED:
-            asyncio.get_running_loop().call_soon(monitor._tell, self, self._reason())
+            asyncio.get_running_loop().call_soon(monitor._tell, extras.reason)
         else:
-            extras = self._extra()
-            extras.monitors = extras.monitors or []
-            extras.monitors.append(monitor)
+            extras.monitors = extras.monitors or {}
+            extras.monitors[monitor] = None
         return monitor
 
     def spawn(self, coroutine: Coroutine[Any, Any, T], *, name: str | None = None) -> asyncio.Task[T]:
-        """Run a task that belongs to the actor.
+        """Run a task that belongs to the actor, in a copy of its context.
 
         If it raises, the actor crashes; when the actor ends, it is cancelled and awaited.
+
+        Raises:
+            ActorStopped: The actor is not started, or has ended.
         """
-        task = asyncio.get_running_loop().create_task(coroutine, name=name, context=self._context)
+        if self._phase in (_NEW, _STOPPED) or self._context is None:
+            coroutine.close()
+            raise self._gone()
+        # A copy: what one task sets in its context (a current span) is not for the others.
+        task = self._loop.create_task(coroutine, name=name, context=self._context.copy())
         extras = self._extra()
         extras.tasks = extras.tasks or set()
         extras.tasks.add(task)
         task.add_done_callback(self._task_ended)
         return task
 
-    # -- the inside
+    # -- start and end
 
-    async def _started(self) -> None:
+    async def _start_of_another(self) -> None:
         """Wait until the start under way, in another task, has ended, whichever way."""
         extras = self._extra()
         if extras.starting is None:
             extras.starting = self._loop.create_future()
         await asyncio.shield(extras.starting)
 
+    async def _start_now(self) -> None:
+        self._phase = _STARTING
+        self._loop = asyncio.get_running_loop()
+        self._context = contextvars.copy_context()
+        try:
+            await self.on_start()
+            if self._phase == _STOPPED:  # crashed by one of its tasks; what on_start opened is open
+                self._drop(cast(BaseException, self._extra().reason))
+                raise self._gone()
+        except BaseException:
+            self._cancel_timers()
+            self._mail.clear()
+            try:
+                await self._end_tasks()
+            finally:
+                self._start_ended(_NEW)
+            raise
+        self._start_ended(_RUNNING)
+        self._schedule()
+
     def _start_ended(self, phase: int) -> None:
         if self._phase == _STARTING:  # else it crashed meanwhile
             self._phase = phase
-        if self._extras is not None and self._extras.starting is not None:
-            self._extras.starting.set_result(None)
-            self._extras.starting = None
+        extras = self._extras
+        if extras is not None and extras.starting is not None:
+            extras.starting.set_result(None)
+            extras.starting = None
 
-    async def _call_when_admitted(self, handler: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        await self._admitted()
-        reply = self._loop.create_future()
-        self._put((handler, args, reply))
-        return await reply
-
-    async def _admitted(self) -> None:
-        """Return when a message may be put in this very step of the loop."""
-        if self._busy is not None and self._busy is asyncio.current_task():
-            raise RuntimeError("an actor cannot wait in its own handler for its own answer")
-        while True:
-            if self._phase != _RUNNING:
-                raise self._gone()
-            if len(self._mail) < self._mailbox_limit:
-                return
-            extras = self._extra()
-            room = extras.room = deque() if extras.room is None else extras.room
-            turn = self._loop.create_future()
-            room.append(turn)
+    async def _end(self, extras: _Extras) -> None:
+        try:
+            while self._phase == _STARTING:
+                await self._start_of_another()
+            if self._phase == _RUNNING:
+                self._phase = _STOPPING
+                if not self._is_idle():
+                    extras.idle = self._loop.create_future()
+                    await extras.idle
+            if self._phase == _STOPPING:
+                self._phase = _CLOSING
+                await self.on_stop()
+        except asyncio.CancelledError as cut_short:  # the loop is being shut down
+            self.crash(cut_short)
+            raise
+        except Exception:
+            logger.exception("on_stop of %r raised", self)
+            raise
+        finally:
+            self._cancel_timers()
             try:
-                await turn
-            except asyncio.CancelledError:
-                if turn.done() and not turn.cancelled():
-                    self._wake_waiting(1)  # the place goes to the next in line
-                else:
-                    room.remove(turn)
-                raise
+                await self._end_tasks()
+            finally:
+                self._phase = _STOPPED
+                self._close()
+
+    async def _end_tasks(self) -> None:
+        tasks = set(self._extra().tasks or ())
+        if self._busy is not None:
+            tasks.add(self._busy)
+        tasks.discard(cast("asyncio.Task[Any]", asyncio.current_task()))
+        while tasks := {task for task in tasks if not task.done()}:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    def _cancel_timers(self) -> None:
+        for timer in tuple(self._extra().timers or ()):
+            timer.cancel()
+
+    def _drop(self, reason: BaseException) -> None:
+        try:
+            self.on_crash(reason)
+        except Exception:
+            logger.exception("on_crash of %r raised", self)
+
+    def _close(self) -> None:
+        """Tell everybody who still waits."""
+        extras = self._extra()
+        self._cancel_timers()
+        self._refuse(extras.in_hand or ())
+        self._refuse(self._rest or ())  # used up: if a drain is going through it, that ends here
+        mail, self._mail = self._mail, []
+        self._refuse(mail)
+        for future in (*(extras.room or ()), *(extras.deferred or ())):
+            if not future.done():
+                future.set_exception(self._gone())
+        if extras.idle is not None and not extras.idle.done():
+            extras.idle.set_result(None)
+        monitors, extras.monitors = extras.monitors, None
+        for monitor in monitors or ():
+            asyncio.get_running_loop().call_soon(monitor._tell, extras.reason)
+
+    def _refuse(self, letters: Iterable[Letter]) -> None:
+        for letter in letters:
+            reply = _reply_of(letter)
+            if reply is not None and not reply.done():
+                reply.set_exception(self._gone())
+
+    def _gone(self) -> ActorStopped:
+        reason = None if self._extras is None else self._extras.reason
+        if reason is not None:
+            state = "has crashed"
+        else:
+            state = {_NEW: "is not started", _STARTING: "is not started yet"}.get(self._phase, "has stopped")
+        error = ActorStopped(f"{self!r} {state}")
+        error.__cause__ = reason
+        return error
+
+    def _refusal(self) -> asyncio.Future[Any]:
+        """What a call to an actor that is not running gets."""
+        reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        reply.set_exception(self._gone())
+        return reply
+
+    # -- into the mailbox
+
+    def _waiting(self) -> int:
+        return len(self._mail) + length_hint(self._rest)
+
+    def _in_own_handler(self) -> bool:
+        return self._busy is not None and self._busy is asyncio.current_task()
+
+    def _check_not_in_own_handler(self) -> None:
+        if self._in_own_handler():
+            raise RuntimeError("an actor cannot wait in its own handler for its own answer")
+
+    def _call_in_turn(self, handler: Callable[..., Any], args: tuple[Any, ...]) -> asyncio.Future[Any]:
+        if self._phase != _RUNNING:
+            return self._refusal()
+        self._check_not_in_own_handler()
+        reply = self._loop.create_future()
+        self._put_in_turn(reply, (handler, args, reply))
+        return reply
+
+    def _put_in_turn(self, sender: asyncio.Future[Any], letter: Letter) -> None:
+        """Put a letter, or have it wait for room; `sender` is what its sender awaits."""
+        if self._waiting() < self._mailbox_limit:
+            self._put(letter)
+            if _reply_of(letter) is None:
+                sender.set_result(None)
+            return
+        extras = self._extra()
+        if extras.room is None:
+            extras.room = OrderedDict()
+        extras.room[sender] = letter
+        # A sender that gives up leaves at once: a hung actor must not collect them.
+        sender.add_done_callback(self._leave_room)
+
+    def _leave_room(self, sender: asyncio.Future[Any]) -> None:
+        room = self._extra().room
+        if room is not None:
+            room.pop(sender, None)
+
+    def _admit(self, room: OrderedDict[asyncio.Future[Any], Letter]) -> None:
+        """Let in those who wait outside, in their order; nobody overtakes them, as room is made only here."""
+        free = self._mailbox_limit - self._waiting()
+        while free > 0 and room:
+            sender, letter = room.popitem(last=False)
+            if sender.done():
+                continue
+            free -= 1
+            self._put(letter)
+            if _reply_of(letter) is None:
+                sender.set_result(None)
 
     def _put(self, letter: Letter) -> None:
         self._mail.append(letter)
         self._schedule()
 
     def _schedule(self) -> None:
-        if self._mail and not self._scheduled and self._busy is None:
+        if self._scheduled or self._busy is not None or self._phase == _STARTING:
+            return
+        if self._mail or self._rest is not None:
             self._scheduled = True
             self._loop.call_soon(self._drain, context=self._context)
+
+    # -- out of the mailbox
 
     def _drain(self) -> None:
         """Handle everything that has arrived; what arrives meanwhile is for the next turn."""
         self._scheduled = False
-        mail, self._mail = self._mail, []
-        for position, (handler, args, reply) in enumerate(mail, 1):
+        letters = self._rest
+        if letters is None:
+            mail, self._mail = self._mail, []
+            letters = self._rest = iter(mail)
+        for handler, args, reply in letters:
             try:
                 if reply is None:
                     result = handler(*args)
                     if type(result) is not CoroutineType:
-                        if self._phase == _STOPPED:  # the handler has crashed its own actor
-                            self._refuse(mail[position:])
-                            return
                         continue
                 else:
                     if reply.done():
@@ -428,130 +608,81 @@ class Actor:
                         continue
             except Exception as error:
                 if reply is None:
-                    self.crash(error)
-                    self._refuse(mail[position:])
-                    return
-                if not reply.done():
-                    reply.set_exception(error)
+                    self._fail(error)
+                elif not reply.done():  # a handler may have cancelled its own caller
+                    _raise_at(reply, error)
                 continue
             except BaseException as error:
-                self._mail = mail[position:] + self._mail
+                if reply is not None and isinstance(error, asyncio.CancelledError):
+                    reply.cancel()  # it awaited, in effect, something that was cancelled
+                    continue
+                self._refuse([(handler, args, reply)])
                 self.crash(error)
                 raise
-            self._mail = mail[position:] + self._mail
-            self._suspend(self._answer_with(cast(Awaitable[Any], result), reply))
+            self._suspend(cast(Coroutine[Any, Any, Any], result), [(handler, args, reply)])
             return
-        self._after_drain()
-
-    def _suspend(self, work: Coroutine[Any, Any, None]) -> None:
-        """Let a task handle what a plain call cannot; the mail behind it waits."""
-        self._busy = self._loop.create_task(work, context=self._context)
-        self._busy.add_done_callback(self._resume)
-
-    def _resume(self, task: asyncio.Task[Any]) -> None:
-        self._busy = None
-        if not task.cancelled():
-            error = task.exception()
-            if error is not None:
-                self.crash(error)
+        self._rest = None
         self._schedule()
         self._after_drain()
 
-    async def _answer_with(self, work: Awaitable[Any], reply: asyncio.Future[Any] | None) -> None:
-        try:
-            result = await work
-        except asyncio.CancelledError:
-            if reply is not None and not reply.done():
-                if self._phase == _STOPPED:
-                    reply.set_exception(self._gone())
-                else:
-                    reply.cancel()
-            raise
-        except Exception as error:
-            if reply is None:
-                raise
-            if not reply.done():
-                reply.set_exception(error)
-        else:
+    def _suspend(self, work: Coroutine[Any, Any, Any], letters: list[Letter]) -> None:
+        """Let a task handle what a plain call cannot; the mail behind it waits."""
+        # The answer is given by the callback, not inside the task: a task that is cancelled before
+        # its first step runs nothing at all.
+        self._extra().in_hand = letters
+        self._busy = self._loop.create_task(work, context=self._context)
+        self._busy.add_done_callback(self._resume, context=self._context)
+        self._after_drain()
+
+    def _resume(self, task: asyncio.Task[Any]) -> None:
+        extras = self._extra()
+        letters, extras.in_hand = extras.in_hand or [], None
+        self._busy = None
+        self._conclude(letters, task)
+        self._schedule()
+        self._after_drain()
+
+    def _conclude(self, letters: list[Letter], task: asyncio.Task[Any]) -> None:
+        """Hand on what the busy task made of its letters: in a plain actor, of the one."""
+        (letter,) = letters
+        reply = _reply_of(letter)
+        if task.cancelled():
             if reply is not None:
-                answer(reply, result)
+                reply.cancel()
+            elif self._phase < _STOPPED:
+                self.crash(asyncio.CancelledError("a handler was cancelled"))
+            return
+        error = task.exception()
+        if error is None:
+            if letter[2] is not None:
+                answer(letter[2], task.result())
+        elif reply is None or (reply.done() and not reply.cancelled()):
+            self._fail(error)
+        elif reply.cancelled():
+            logger.error("a handler of %r failed after its caller had gone", self, exc_info=error)
+        else:
+            _raise_at(reply, error)
 
     def _after_drain(self) -> None:
         extras = self._extras
         if extras is None:
             return
-        self._wake_waiting(self._mailbox_limit - len(self._mail))
-        if extras.idle is not None and not self._mail and self._busy is None and not extras.idle.done():
+        if extras.room:
+            self._admit(extras.room)
+        if extras.idle is not None and not extras.idle.done() and self._is_idle():
             extras.idle.set_result(None)
 
-    def _wake_waiting(self, count: int) -> None:
-        room = self._extra().room
-        if room is None:
-            return
-        while count > 0 and room:
-            turn = room.popleft()
-            if not turn.done():
-                turn.set_result(None)
-                count -= 1
+    def _is_idle(self) -> bool:
+        return not self._mail and self._rest is None and self._busy is None
 
-    async def _end(self, extras: _Extras) -> None:
-        while self._phase == _STARTING:
-            await self._started()
-        if self._phase == _RUNNING:
-            self._phase = _STOPPING
-            self._wake_waiting(len(extras.room or ()))
-            if self._mail or self._busy is not None:
-                extras.idle = self._loop.create_future()
-                await extras.idle
-        if self._phase == _STOPPING:
-            try:
-                await self.on_stop()
-            except Exception:
-                logger.exception("on_stop of %r raised", self)
-                self._phase = _STOPPED
-                raise
-            finally:
-                self._cancel_timers()
-                await self._end_tasks()
-                self._phase = _STOPPED
-                self._close()
-        else:  # never ran, or crashed
-            self._phase = _STOPPED
-            await self._end_tasks()
-
-    async def _end_tasks(self) -> None:
-        tasks = self._extra().tasks or set()
-        if self._busy is not None:
-            tasks = tasks | {self._busy}
-        while tasks := {task for task in tasks if not task.done()}:
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
-
-    def _cancel_timers(self) -> None:
-        for timer in tuple(self._extra().timers or ()):
-            timer.cancel()
-
-    def _close(self) -> None:
-        """Tell everybody who still waits."""
-        extras = self._extra()
-        self._cancel_timers()
-        mail, self._mail = self._mail, []
-        self._refuse(mail)
-        for reply in tuple(extras.deferred or ()):
-            if not reply.done():
-                reply.set_exception(self._gone())
-        self._wake_waiting(len(extras.room or ()))
-        if extras.idle is not None and not extras.idle.done():
-            extras.idle.set_result(None)
-        monitors, extras.monitors = extras.monitors, None
-        for monitor in monitors or ():
-            self._loop.call_soon(monitor._tell, self, extras.reason)
-
-    def _refuse(self, mail: list[Letter]) -> None:
-        for _, _, reply in mail:
-            if reply is not None and not reply.done():
-                reply.set_exception(self._gone())
+    def _fail(self, error: BaseException) -> None:
+        """Crash: there is no caller to tell."""
+        if self._phase == _STOPPED:
+            if not isinstance(error, ActorStopped):
+                logger.error("something of %r failed after its end", self, exc_info=error)
+        elif not (isinstance(error, ActorStopped) and self._phase > _RUNNING):
+            self.crash(error)
+        # else the stop has cut off something of the actor's own from its mailbox
 
     def _task_ended(self, task: asyncio.Task[Any]) -> None:
         tasks = self._extra().tasks
@@ -560,17 +691,13 @@ class Actor:
         if not task.cancelled():
             error = task.exception()
             if error is not None:
-                self.crash(error)
+                self._fail(error)
 
-    def _gone(self) -> ActorStopped:
-        state = {_NEW: "is not started", _STARTING: "is not started yet"}.get(self._phase, "has stopped")
-        reason = self._reason()
-        error = ActorStopped(f"{self!r} {'has crashed' if reason else state}")
-        error.__cause__ = reason
-        return error
-
-    def _reason(self) -> BaseException | None:
-        return None if self._extras is None else self._extras.reason
+    def _defer(self, reply: asyncio.Future[Any]) -> None:
+        extras = self._extra()
+        extras.deferred = extras.deferred or set()
+        extras.deferred.add(reply)
+        reply.add_done_callback(extras.deferred.discard)
 
     def _extra(self) -> _Extras:
         extras = self._extras
@@ -591,31 +718,34 @@ class GroupActor(Actor):
     async def handle_group(self, letters: list[Letter]) -> None:
         """Handle them all, and answer each letter that has a reply.
 
-        What it raises, the unanswered letters of the group get; the actor goes on.
+        A reply may be kept and answered later, like a deferred one. What this raises, the unanswered
+        letters of the group get; the actor goes on.
         """
         raise NotImplementedError
 
     def _drain(self) -> None:
         self._scheduled = False
         mail, self._mail = self._mail, []
-        letters = [letter for letter in mail if letter[2] is None or not letter[2].done()]
+        letters = [letter for letter in mail if not _is_withdrawn(letter)]
         if letters:
-            self._suspend(self._handle(letters))
+            self._suspend(self.handle_group(letters), letters)
         else:
             self._after_drain()
 
-    async def _handle(self, letters: list[Letter]) -> None:
-        self._after_drain()  # the mailbox is empty: let in who waits for room
-        try:
-            await self.handle_group(letters)
-        except asyncio.CancelledError:
-            self._refuse(letters)
-            raise
-        except Exception as error:
-            logger.exception("%r failed to handle a group of %d", self, len(letters))
-            for _, _, reply in letters:
-                if reply is not None and not reply.done():
-                    reply.set_exception(error)
+    def _conclude(self, letters: list[Letter], task: asyncio.Task[Any]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            logger.error("%r failed to handle a group of %d", self, len(letters), exc_info=error)
+        for letter in letters:
+            reply = _reply_of(letter)
+            if reply is None or reply.done():
+                continue
+            if task.cancelled():
+                reply.cancel()
+            elif error is not None:
+                _raise_at(reply, error)
+            else:
+                self._defer(reply)
 
 
 def answer(reply: asyncio.Future[T], value: T) -> bool:
@@ -627,32 +757,45 @@ def answer(reply: asyncio.Future[T], value: T) -> bool:
 
 
 def _run_deferred(handler: Callable[..., Any], reply: asyncio.Future[Any], args: tuple[Any, ...]) -> Any:
+    """The handler of a deferred call's letter; a coroutine that it returns is run by the drain."""
     if reply.done():
         return None
     try:
-        result = handler(reply, *args)
-    except Exception as error:
-        reply.set_exception(error)
-        return None
-    return _finish_deferred(cast(Awaitable[Any], result), reply) if type(result) is CoroutineType else None
-
-
-async def _finish_deferred(work: Awaitable[Any], reply: asyncio.Future[Any]) -> None:
-    try:
-        await work
+        return handler(reply, *args)
     except Exception as error:
         if reply.done():
             raise
-        reply.set_exception(error)
+        _raise_at(reply, error)
+
+
+def _reply_of(letter: Letter) -> asyncio.Future[Any] | None:
+    """Who is to be told how it went."""
+    handler, args, reply = letter
+    return args[1] if handler is _run_deferred else reply
+
+
+def _is_withdrawn(letter: Letter) -> bool:
+    reply = _reply_of(letter)
+    return reply is not None and reply.done()
+
+
+def _raise_at(reply: asyncio.Future[Any], error: BaseException) -> None:
+    if isinstance(error, StopIteration):  # a future takes any exception but this one
+        told = RuntimeError("a handler raised StopIteration")
+        told.__cause__ = error
+        error = told
+    reply.set_exception(error)
 
 
 class _Child:
-    __slots__ = ("actor", "factory", "restarts", "starting")
+    __slots__ = ("actor", "factory", "restarts", "starting", "stopping")
 
     def __init__(self, factory: Callable[[], Actor]) -> None:
         self.factory = factory
         self.actor: Actor | None = None
-        self.starting: asyncio.Task[Actor] | None = None
+        # These tasks return what went wrong: it is their callers' news, not the supervisor's crash.
+        self.starting: asyncio.Task[Actor | Exception] | None = None
+        self.stopping: asyncio.Task[Exception | None] | None = None
         self.restarts: deque[float] = deque()
 
 
@@ -661,7 +804,8 @@ class Supervisor(Actor):
 
     The strategy is one_for_one, and the restart intensity is counted for each child alone: one that
     crashes more than `max_restarts` times within `window_ms` is given up and logged, its siblings
-    go on. A child that stops in the ordinary way is forgotten.
+    go on. A successor that does not start has crashed once more. A child that stops in the ordinary
+    way is forgotten.
 
     Args:
         max_restarts: How many restarts of one child within the window.
@@ -686,35 +830,43 @@ class Supervisor(Actor):
     async def start_child(self, key: str, factory: Callable[[], A]) -> A:
         """The running child of that name, started if there is none. One start, for any number of callers.
 
-        Cancelling the caller does not stop the start.
+        Cancelling the caller does not stop the start. A child that is being stopped or restarted is
+        waited for: two of one name never run at once.
 
         Raises:
+            ActorStopped: The supervisor is not running, or the child was stopped before it had started.
             Exception: What the child's start raised; it is not kept.
         """
-        if self._phase != _RUNNING:
-            raise self._gone()
-        child = self._children.get(key)
-        if child is None:
-            child = self._children[key] = _Child(factory)
-            child.starting = self.spawn(_guarded(self._start(key, child)))
-        if child.starting is not None:
-            outcome = await asyncio.shield(child.starting)
-            if isinstance(outcome, BaseException):
-                raise outcome
-            return cast(A, outcome)
-        return cast(A, child.actor)
+        while True:
+            if self._phase != _RUNNING:
+                raise self._gone()
+            child = self._children.get(key)
+            if child is None:
+                child = self._children[key] = _Child(factory)
+                child.starting = self.spawn(self._bring_up(key, child))
+            if child.stopping is not None:
+                await asyncio.wait([child.stopping])
+            elif child.starting is not None:
+                return cast(A, await _outcome(child.starting, key))
+            elif child.actor is not None and child.actor.is_running:
+                return cast(A, child.actor)
+            else:
+                await self._settle(key, child)
 
     async def stop_child(self, key: str) -> None:
-        """Stop and forget that child. Idempotent."""
+        """Stop and forget that child; a start under way is cancelled. Idempotent.
+
+        Cancelling the caller does not stop the stopping.
+
+        Raises:
+            Exception: What the child's `on_stop` raised; it has stopped all the same.
+        """
         child = self._children.get(key)
         if child is None:
             return
-        if child.starting is not None:
-            await asyncio.wait([child.starting])
-        if self._children.get(key) is child:
-            del self._children[key]
-        if child.actor is not None:
-            await child.actor.stop()
+        if child.stopping is None:
+            child.stopping = self.spawn(self._bring_down(key, child))
+        await _outcome(child.stopping, key)
 
     def child(self, key: str) -> Actor | None:
         """The running child of that name, or None. Plain."""
@@ -738,63 +890,83 @@ class Supervisor(Actor):
             if child.actor is not None:
                 child.actor.crash(reason)
 
-    async def _start(self, key: str, child: _Child) -> Actor:
+    async def _bring_up(self, key: str, child: _Child) -> Actor | Exception:
+        """Start it; or, after a crash, its successor, as often as the intensity allows."""
+        predecessor = child.actor
         try:
-            actor = await child.factory().start()
-        except BaseException:
-            self._forget(key, child)
-            raise
+            if predecessor is not None:
+                await predecessor.stop()  # its tasks have ended before the successor begins
+            while True:
+                try:
+                    actor = await child.factory().start()
+                except Exception as error:
+                    if predecessor is None or self._gives_up(key, child):
+                        self._forget(key, child)
+                        return error
+                    logger.exception("the successor of %s does not start", key)
+                    continue
+                child.actor = actor
+                actor.monitor(lambda ended, _: self._child_ended(key, child, ended))
+                return actor
         finally:
             child.starting = None
-        child.actor = actor
-        actor.monitor(lambda ended, reason: self._child_ended(key, child, ended, reason))
-        return actor
 
-    def _child_ended(self, key: str, child: _Child, ended: Actor, reason: BaseException | None) -> None:
+    async def _bring_down(self, key: str, child: _Child) -> Exception | None:
+        try:
+            if child.starting is not None:
+                child.starting.cancel()
+                await asyncio.wait([child.starting])
+            if child.actor is not None:
+                await child.actor.stop()
+        except Exception as error:
+            return error
+        finally:
+            self._forget(key, child)
+        return None
+
+    async def _settle(self, key: str, child: _Child) -> None:
+        """Wait for the end of a child that is on its way out, and for what follows from it."""
+        actor = cast(Actor, child.actor)
+        with suppress(Exception):  # what its on_stop raises is logged, and told to who stopped it
+            await actor.stop()
+        self._child_ended(key, child, actor)  # its monitor may not have come yet
+
+    def _child_ended(self, key: str, child: _Child, ended: Actor) -> None:
+        """Forget it or begin its restart. Idempotent."""
         if child.actor is not ended or self._children.get(key) is not child:
             return
-        if reason is None or not self.is_running:
-            self._forget(key, child)
+        if child.starting is not None or child.stopping is not None:
             return
-        if not self._may_restart(child):
-            logger.error(
-                "%r gives up on %s: more than %d restarts within %d ms",
-                self, key, self._max_restarts, self._window_ms,
-            )  # fmt: skip
+        if ended._extra().reason is None or self._phase != _RUNNING or self._gives_up(key, child):
             self._forget(key, child)
-            return
-        child.starting = self.spawn(_guarded(self._restart(key, child, ended)))
+        else:
+            child.starting = self.spawn(self._bring_up(key, child))
 
-    async def _restart(self, key: str, child: _Child, ended: Actor) -> Actor:
-        await ended.stop()  # its tasks have ended before the successor begins
-        while True:
-            child.actor = None
-            try:
-                return await self._start(key, child)
-            except Exception as error:
-                if self._children.setdefault(key, child) is not child:
-                    raise
-                if not self._may_restart(child):
-                    logger.error("%r gives up on %s: it does not start", self, key, exc_info=error)
-                    self._forget(key, child)
-                    raise
-                child.starting = cast("asyncio.Task[Actor]", asyncio.current_task())
-
-    def _may_restart(self, child: _Child) -> bool:
+    def _gives_up(self, key: str, child: _Child) -> bool:
+        """Count one more crash of it."""
         now = self._clock.monotonic()
         while child.restarts and child.restarts[0] <= now - self._window_ms / 1000:
             child.restarts.popleft()
         child.restarts.append(now)
-        return len(child.restarts) <= self._max_restarts
+        if len(child.restarts) <= self._max_restarts:
+            return False
+        logger.error(
+            "%r gives up on %s: more than %d crashes within %d ms",
+            self, key, self._max_restarts, self._window_ms,
+        )  # fmt: skip
+        return True
 
     def _forget(self, key: str, child: _Child) -> None:
         if self._children.get(key) is child:
             del self._children[key]
 
 
-async def _guarded(start: Coroutine[Any, Any, Actor]) -> Any:
-    """A child that does not start is its caller's news, not the supervisor's crash."""
-    try:
-        return await start
-    except (Exception, AsmError) as error:
-        return error
+async def _outcome(task: asyncio.Task[T | Exception], key: str) -> T:
+    """What a start or a stop came to. Cancelling the caller leaves the task alone."""
+    await asyncio.wait([task])
+    if task.cancelled():
+        raise ActorStopped(f"{key} was stopped, or its supervisor was")
+    outcome = task.result()
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome

@@ -6,7 +6,7 @@ import contextvars
 import functools
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from opentelemetry import metrics, trace
 from opentelemetry.trace import Span
@@ -14,46 +14,37 @@ from opentelemetry.trace import Span
 from asm_runtime.observer import Observer, RunTrace, set_observer
 from asm_runtime.records import Event, Run, Session
 from asm_runtime.telemetry.conventions import SCHEMA_URL, SCOPE, SCOPE_VERSION
-from asm_runtime.telemetry.metrics import Metrics
+from asm_runtime.telemetry.metrics import Levels, Metrics
 from asm_runtime.telemetry.spans import RunSpans, Spans, end_span, end_write
 
 __all__ = ["install"]
 
 logger = logging.getLogger(__name__)
 
-C = TypeVar("C", bound=type[object])
+F = TypeVar("F", bound=Callable[..., Any])
 
 _reported: set[str] = set()
 
 
-def _never_raises(cls: C) -> C:
-    """Have every hook of the class log its error, the first time, and answer as if nobody listened.
+def _guarded(hook: F) -> F:
+    """Have a hook log its error, the first time, and answer as the kernel's own: as if nobody listened.
 
-    Processors, samplers and exporters of the application run inside these hooks.
+    Guarded is what calls OpenTelemetry: processors, samplers and views of the application run in it.
     """
-    for base in (Observer, RunTrace):
-        if issubclass(cls, base):
-            for name, hook in tuple(vars(cls).items()):
-                if callable(hook) and name in vars(base) and not name.startswith("_"):
-                    setattr(cls, name, _guarded(hook, getattr(base, name)))
-    return cls
 
-
-def _guarded(hook: Callable[..., Any], harmless: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(hook)
-    def guarded(*args: Any, **kwargs: Any) -> Any:
+    def guarded(self: Any, *args: Any, **kwargs: Any) -> Any:
         try:
-            return hook(*args, **kwargs)
+            return hook(self, *args, **kwargs)
         except Exception:
             if hook.__qualname__ not in _reported:
                 _reported.add(hook.__qualname__)
                 logger.exception("telemetry failed in %s; this is reported once", hook.__qualname__)
-            return harmless(*args, **kwargs)
+            return getattr(super(type(self), self), hook.__name__)(*args, **kwargs)
 
-    return guarded
+    return cast(F, guarded)
 
 
-@_never_raises
 class _MeasuredRun(RunTrace):
     """A run that nobody traces."""
 
@@ -63,16 +54,19 @@ class _MeasuredRun(RunTrace):
         self._metrics = metrics
         self._executes_here = False
 
+    @_guarded
     def started(self, run: Run, session: Session) -> None:
         self._executes_here = True
         self._metrics.run_started(run)
 
+    @_guarded
     def late_event(self) -> None:
         self._metrics.late_event()
 
     def requeued(self) -> None:
         self._executes_here = False
 
+    @_guarded
     def ended(self, run: Run, events: Sequence[Event] = ()) -> None:
         if self._executes_here:
             self._executes_here = False
@@ -82,98 +76,106 @@ class _MeasuredRun(RunTrace):
         self._executes_here = False
 
 
-@_never_raises
 class _TracedRun(RunTrace):
     """A run with spans. What is measured is measured also where they fail."""
 
-    __slots__ = ("_measured", "_metrics", "spans")
+    __slots__ = ("_levels", "_measured", "spans")
 
-    def __init__(self, metrics: Metrics, spans: RunSpans) -> None:
-        self._metrics = metrics
+    def __init__(self, metrics: Metrics, levels: Levels, spans: RunSpans) -> None:
+        self._levels = levels
         self._measured = _MeasuredRun(metrics)
         self.spans = spans
 
     def queued(self, depth: int) -> None:
         self.spans.queued(depth)
 
+    @_guarded
     def started(self, run: Run, session: Session) -> None:
         self._measured.started(run, session)
-        self.spans.started(run, session, self._metrics.in_flight_of(run.session_id))
+        self.spans.started(run, session, self._levels.in_flight_of(run.session_id))
 
+    @_guarded
     def execution_context(self) -> contextvars.Context | None:
         return self.spans.execution_context()
 
+    @_guarded
     def stored(self, event: Event) -> None:
         self.spans.stored(event)
 
+    @_guarded
     def late_event(self) -> None:
         self._measured.late_event()
 
+    @_guarded
     def requeued(self) -> None:
         self._measured.requeued()
         self.spans.requeued()
 
+    @_guarded
     def ended(self, run: Run, events: Sequence[Event] = ()) -> None:
         self._measured.ended(run)
         self.spans.ended(run, events)
 
+    @_guarded
     def abandoned(self) -> None:
         self._measured.abandoned()
         self.spans.abandoned()
 
 
-@_never_raises
-class _Instrumentation(Observer):
+class _Instrumentation(Levels, Observer):
     """The observer that `install` puts in force."""
 
     __slots__ = ("_metrics", "_spans")
 
     def __init__(self, spans: Spans, metrics: Metrics) -> None:
+        super().__init__()
         self._spans = spans
         self._metrics = metrics
 
+    @_guarded
     def run(self, run: Run, agent_id: str | None, *, awaited: bool = False) -> RunTrace:
         spans = self._spans.run(run, agent_id, awaited=awaited)
-        return _MeasuredRun(self._metrics) if spans is None else _TracedRun(self._metrics, spans)
+        return _MeasuredRun(self._metrics) if spans is None else _TracedRun(self._metrics, self, spans)
 
+    @_guarded
     def trace_context(self) -> dict[str, str]:
         return self._spans.trace_context()
 
+    @_guarded
     def session_started(self, session: Session) -> object:
         return self._spans.session(session)
 
+    @_guarded
     def session_stopped(self, token: object, reason: BaseException | None) -> None:
-        if isinstance(token, Span):
-            end_span(token, reason)
+        if token is not None:
+            end_span(cast(Span, token), reason)
 
-    def queue_depth_changed(self, session_id: str, change: int) -> None:
-        self._metrics.queue_depth_changed(change)
-
-    def in_flight_changed(self, session_id: str, change: int) -> None:
-        self._metrics.in_flight_changed(session_id, change)
-
+    @_guarded
     def drain_began(self, session_id: str) -> object:
         return self._spans.drain(session_id)
 
+    @_guarded
     def drain_ended(self, token: object, error: BaseException | None) -> None:
-        if isinstance(token, Span):
-            end_span(token, error)
+        if token is not None:
+            end_span(cast(Span, token), error)
 
+    @_guarded
     def write_began(self, kind: str, session_id: str, events: int, trace: RunTrace | None = None) -> object:
-        if isinstance(trace, _TracedRun):
-            return self._spans.write(kind, session_id, events, trace.spans)
-        return self._spans.write(kind, session_id, events, None) if trace is None else None
+        if isinstance(trace, _MeasuredRun):
+            return None
+        run = trace.spans if isinstance(trace, _TracedRun) else None
+        return self._spans.write(kind, session_id, events, run)
 
+    @_guarded
     def write_ended(self, token: object, stored: list[Event] | None, error: BaseException | None) -> None:
-        if isinstance(token, Span):
-            end_write(token, stored, error)
+        if token is not None:
+            end_write(cast(Span, token), stored, error)
 
+    @_guarded
     def group_committed(self, requests: int, events: int) -> None:
         self._metrics.group_committed(requests, events)
 
-    def waiters_changed(self, change: int) -> None:
-        self._metrics.waiters_changed(change)
-
+    @_guarded
     def subscriber_lagged(self, session_id: str, behind: int) -> None:
         self._metrics.subscriber_lagged(behind)
 
@@ -195,4 +197,6 @@ def install(
     tracer = trace.get_tracer(SCOPE, SCOPE_VERSION, tracer_provider, SCHEMA_URL)
     meter = metrics.get_meter(SCOPE, SCOPE_VERSION, meter_provider, SCHEMA_URL)
     spans = Spans(tracer, is_configured=tracer_provider is not None)
-    return set_observer(_Instrumentation(spans, Metrics(meter)))
+    instrumentation = _Instrumentation(spans, Metrics(meter))
+    instrumentation.observed_by(meter)
+    return set_observer(instrumentation)

@@ -138,9 +138,10 @@ class _ActorTimer:
         self._forget()
 
     def _forget(self) -> None:
-        timers = self._actor._extra().timers
-        if timers is not None:
-            timers.discard(self)
+        extras = self._actor._extra()
+        if extras.timers is not None:
+            extras.timers.discard(self)
+            extras.timers = extras.timers or None  # an empty set is 216 bytes, on each idle actor
 
     def _fire(self) -> None:
         self._forget()
@@ -685,9 +686,10 @@ class Actor:
         # else the stop has cut off something of the actor's own from its mailbox
 
     def _task_ended(self, task: asyncio.Task[Any]) -> None:
-        tasks = self._extra().tasks
-        if tasks is not None:
-            tasks.discard(task)
+        extras = self._extra()
+        if extras.tasks is not None:
+            extras.tasks.discard(task)
+            extras.tasks = extras.tasks or None
         if not task.cancelled():
             error = task.exception()
             if error is not None:

@@ -417,7 +417,7 @@ class Event(_Record, frozen=True, kw_only=True):
         run_id, provider, correlation_id = self.run_id, self.provider, self.correlation_id
         return Event(
             id=options.identifier("id", self.id),
-            type=_EVENT_TYPES.get(self.type) or options.member("type", self.type, EventType),
+            type=self.type if type(self.type) is EventType else options.member("type", self.type, EventType),
             session_id=options.identifier("session_id", self.session_id),
             run_id=None if run_id is None else options.identifier("run_id", run_id),
             timestamp=options.utc("timestamp", self.timestamp),
@@ -427,7 +427,7 @@ class Event(_Record, frozen=True, kw_only=True):
             if sequence_number is None
             else options.integer("sequence_number", sequence_number, minimum=1),
             schema_version=1
-            if schema_version == 1
+            if type(schema_version) is int and schema_version == 1
             else options.integer("schema_version", schema_version, minimum=1),
             provider=None if provider is None else options.identifier("provider", provider),
             correlation_id=None
@@ -508,7 +508,6 @@ class Artifact(_Record, frozen=True, kw_only=True):
         )
 
 
-_EVENT_TYPES: dict[str, EventType] = {kind.value: kind for kind in EventType}
 _HEX_DIGITS = frozenset("0123456789abcdef")
 
 

@@ -40,7 +40,8 @@ def _guarded(hook: F) -> F:
             if hook.__qualname__ not in _reported:
                 _reported.add(hook.__qualname__)
                 logger.exception("telemetry failed in %s; this is reported once", hook.__qualname__)
-            return getattr(super(type(self), self), hook.__name__)(*args, **kwargs)
+            unheard = getattr(super(type(self), self), hook.__name__)  # pyright: ignore[reportUnknownArgumentType]  # any hook
+            return unheard(*args, **kwargs)
 
     return cast(F, guarded)
 

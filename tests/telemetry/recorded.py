@@ -10,6 +10,7 @@ from opentelemetry.sdk.metrics.export import (
     ExponentialHistogramDataPoint,
     HistogramDataPoint,
     InMemoryMetricReader,
+    Metric,
     NumberDataPoint,
 )
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
@@ -70,17 +71,25 @@ class Recorded:
     def names(self) -> list[str]:
         return [span.name for span in self.spans()]
 
-    def metrics(self) -> dict[str, list[Point]]:
-        """The points of every metric that has any."""
+    def metrics_data(self) -> list[Metric]:
+        """Every metric that has any points."""
         data = self._reader.get_metrics_data()
         if data is None:
-            return {}
-        return {
-            metric.name: list(metric.data.data_points)
+            return []
+        return [
+            metric
             for resource in data.resource_metrics
             for scope in resource.scope_metrics
             for metric in scope.metrics
-        }
+        ]
+
+    def metrics(self) -> dict[str, list[Point]]:
+        """Their points, by name."""
+        return {metric.name: list[Point](metric.data.data_points) for metric in self.metrics_data()}
+
+    def attributes_of_metric(self, name: str) -> set[str]:
+        """The names of the attributes of its points."""
+        return {attribute for point in self.metrics()[name] for attribute in point.attributes or {}}
 
     def value(self, name: str, **attributes: Any) -> Any:
         """The value of a sum: of the point with those attributes."""

@@ -181,10 +181,6 @@ class RunSpans:
         self._is_open = True
         self.innermost = trace.set_span_in_context(invoke, outside)
 
-    def __del__(self) -> None:
-        # A span that is not ended is never exported; a server that is dropped says no goodbye.
-        self.abandoned()
-
     def queued(self, depth: int) -> None:
         """The run waits behind `depth` others."""
         self._depth = depth

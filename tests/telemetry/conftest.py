@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 
 import pytest
@@ -30,7 +29,6 @@ def recorded() -> Iterator[Recorded]:
         yield Recorded(tracers, exporter, reader, open_spans)
     finally:
         set_observer(before)
-        gc.collect()
         left = open_spans.names()
         tracers.shutdown()
         meters.shutdown()

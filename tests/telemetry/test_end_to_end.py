@@ -237,13 +237,81 @@ async def test_a_server_that_crashes_ends_every_span(recorded: Recorded, store: 
     await server.submit_run({"n": 2})
     server.crash(KeyError("x"))
     await server.stop()
-    del server
-    gc.collect()
     assert recorded.open_spans.names() == []
     assert [event.name for event in recorded.span("asm.run.execute").events] == ["asm.run.abandoned"]
     assert attributes_of(recorded.span("asm.session"))["error.type"] == "KeyError"
     assert recorded.value("asm.queue.depth") == 0
     assert recorded.value("asm.run.in_flight") == 0
+
+
+async def test_a_server_that_crashes_before_the_first_step_of_a_run_ends_every_span(
+    recorded: Recorded, store: SessionStore
+) -> None:
+    server = await serve(store, ScriptedAdapter([])).start()
+    await server.submit_run({"n": 1})
+    while not server.status().in_flight_runs:
+        await asyncio.sleep(0)
+    server.crash(KeyError("x"))
+    await server.stop()
+    assert recorded.open_spans.names() == []
+    assert recorded.value("asm.run.in_flight") == 0
+
+
+async def test_a_run_whose_session_is_deleted_ends_its_spans(recorded: Recorded, store: SessionStore) -> None:
+    gate = Gate()
+    async with serve(store, ScriptedAdapter([gate])) as server:
+        await server.submit_run({"n": 1})
+        await gate.reached()
+        await server.submit_run({"n": 2})
+        await store.delete_session(server.session_id)
+        while recorded.value("asm.run.in_flight"):
+            await asyncio.sleep(0)
+        assert recorded.span("asm.run.execute").status.status_code is StatusCode.ERROR
+    assert recorded.open_spans.names() == []
+    assert recorded.value("asm.queue.depth") == 0
+
+
+async def test_a_provider_that_hangs_does_not_hold_up_the_spans(
+    recorded: Recorded, store: SessionStore
+) -> None:
+    gate = Gate(stubborn=True)
+    async with serve(store, ScriptedAdapter([gate]), cancel_grace_ms=1) as server:
+        run_id = await server.submit_run({"n": 1})
+        await gate.reached()
+        await server.cancel_run(run_id)
+        assert attributes_of(recorded.span(INVOKE))["asm.run.status"] == "cancelled"
+    gate.open()
+
+
+async def test_a_run_that_another_server_takes_has_spans_on_both_sides(
+    recorded: Recorded, store: SessionStore
+) -> None:
+    gate, elsewhere = Gate(), Gate()
+    async with serve(store, ScriptedAdapter([gate])) as accepting:
+        await accepting.submit_run({"n": 1})
+        await gate.reached()
+        run_id = await accepting.submit_run({"n": 2})
+        async with SessionServer(
+            store=store,
+            adapter=ScriptedAdapter([elsewhere, finish(token_usage={"input_tokens": 7})]),
+            session_id=accepting.session_id,
+            max_concurrent_runs=2,
+        ) as executing:
+            await elsewhere.reached(run_id=run_id)
+            elsewhere.open()
+            await executing.await_run(run_id)
+    accepted, executed = sorted(
+        (span for span in recorded.spans(INVOKE) if attributes_of(span)["asm.run.id"] == run_id),
+        key=lambda span: "gen_ai.usage.input_tokens" in attributes_of(span),
+    )
+    assert attributes_of(accepted)["asm.run.status"] == "pending"
+    assert attributes_of(executed)["asm.run.status"] == "completed"
+    assert attributes_of(executed)["gen_ai.usage.input_tokens"] == 7
+    (queued,) = [
+        span for span in recorded.spans("asm.run.queued") if attributes_of(span)["asm.run.id"] == run_id
+    ]
+    assert is_child_of(queued, executed)
+    assert recorded.value("asm.queue.depth") == 0
 
 
 async def test_a_run_that_is_submitted_again_has_one_trace(recorded: Recorded, store: SessionStore) -> None:
@@ -256,7 +324,6 @@ async def test_a_run_that_is_submitted_again_has_one_trace(recorded: Recorded, s
         gate.open()
         await server.await_run("run_mine")
         await server.submit_run({"n": 1}, run_id="run_mine")
-    gc.collect()
     assert len(recorded.spans(INVOKE)) == 2
     assert len(recorded.spans("asm.run.queued")) == 2
 

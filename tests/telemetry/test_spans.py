@@ -331,15 +331,6 @@ def test_only_the_first_end_counts(recorded: Recorded) -> None:
     assert attributes_of(recorded.span("invoke_agent reviewer"))["asm.run.status"] == "completed"
 
 
-def test_a_run_that_is_forgotten_ends_its_spans(recorded: Recorded) -> None:
-    told = observer().run(run := submitted(), "reviewer")
-    told.started(claimed(run), SESSION)
-    del told
-    gc.collect()
-    assert recorded.names() == ["asm.run.queued", "asm.run.execute", "invoke_agent reviewer"]
-    assert recorded.open_spans.names() == []
-
-
 # -- what happens while it executes
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_left, insort
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Awaitable, Collection, Iterable, Sequence
 from datetime import datetime
 from itertools import islice
 from typing import TypeVar
@@ -310,11 +310,11 @@ class InMemorySessionStore(Actor):
             wait_timeout_ms=wait_timeout_ms,
         )
 
-        async def read(filter: EventFilter) -> tuple[list[Event], int]:
-            log, head = await self.call(self._snapshot, session_id)
-            return await _page(session_id, log, head, filter), head
+        return await self._readers.read_or_wait(session_id, filter, wait_timeout_ms, self._read)
 
-        return await self._readers.read_or_wait(session_id, filter, wait_timeout_ms, read)
+    async def _read(self, session_id: str, filter: EventFilter) -> tuple[list[Event], int]:
+        log, head = await self.call(self._snapshot, session_id)
+        return await _page(session_id, log, head, filter), head
 
     def _snapshot(self, session_id: str) -> tuple[EventLog | None, int]:
         session = self._sessions.get(session_id)
@@ -426,9 +426,10 @@ class InMemorySessionStore(Actor):
         session_id = options.identifier("session_id", session_id)
         after = options.integer("after", after, minimum=0, optional=True)
         timeout_ms = options.integer("timeout_ms", timeout_ms, minimum=0, optional=True)
-        return await self._watchers.read_or_wait(
-            session_id, after, timeout_ms, lambda: self.call(self._revision_of, session_id)
-        )
+        return await self._watchers.read_or_wait(session_id, after, timeout_ms, self._read_revision)
+
+    def _read_revision(self, session_id: str) -> Awaitable[int]:
+        return self.call(self._revision_of, session_id)
 
     def _revision_of(self, session_id: str) -> int:
         session = self._sessions.get(session_id)

@@ -288,7 +288,7 @@ class EventWaiters(_Waiters[EventWaiter]):
         session_id: str,
         filter: EventFilter,
         wait_timeout_ms: int,
-        read: Callable[[EventFilter], Awaitable[tuple[list[Event], int]]],
+        read: Callable[[str, EventFilter], Awaitable[tuple[list[Event], int]]],
     ) -> list[Event]:
         """What `SessionStore.get_events` answers.
 
@@ -296,13 +296,14 @@ class EventWaiters(_Waiters[EventWaiter]):
             session_id: Whose log.
             filter: What the caller wants.
             wait_timeout_ms: How long to wait for a first match; 0: not at all.
-            read: Reads the wanted events and, in the same snapshot, the session's latest number.
+            read: Given the session and a filter, reads the wanted events and, in the same snapshot,
+                the session's latest number.
         """
         deadline = self._clock.monotonic() + wait_timeout_ms / 1000
         while True:
             waiter = self.register(session_id, filter)
             try:
-                events, head = await read(filter)
+                events, head = await read(session_id, filter)
                 if events or not wait_timeout_ms:
                     return events
                 answer = await waiter.wait(head, deadline)
@@ -370,7 +371,7 @@ class RevisionWaiters(_Waiters[RevisionWaiter]):
         session_id: str,
         after: int | None,
         timeout_ms: int | None,
-        read: Callable[[], Awaitable[int]],
+        read: Callable[[str], Awaitable[int]],
     ) -> int:
         """What `SessionStore.wait_for_runs` answers.
 
@@ -378,15 +379,15 @@ class RevisionWaiters(_Waiters[RevisionWaiter]):
             session_id: Whose runs.
             after: What the revision is to exceed; None: answer at once.
             timeout_ms: How long to wait; None: no limit.
-            read: Reads the revision.
+            read: Given the session, reads its revision.
         """
         if after is None:
-            return await read()
+            return await read(session_id)
         deadline = None if timeout_ms is None else self._clock.monotonic() + timeout_ms / 1000
         while True:
             waiter = self.register(session_id)
             try:
-                revision = await read()
+                revision = await read(session_id)
                 if revision > after:
                     return revision
                 answer = await waiter.wait(revision, after=after, deadline=deadline)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import tracemalloc
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -18,6 +18,41 @@ from asm_runtime.testing import JumpingClock
 
 NOON = datetime(2024, 1, 1, 12, tzinfo=UTC)
 EVERYTHING = EventFilter()
+NO_MATCH: list[dict[str, Any]] = [
+    {"run_id": []},
+    {"type": ()},
+    {"before": 0},
+    {"before": 1},
+    {"after": 5, "before": 6},
+]
+
+WRONG: list[dict[str, Any]] = [
+    {"limit": 0},
+    {"limit": -1},
+    {"limit": True},
+    {"limit": 1.0},
+    {"after": -1},
+    {"after": "1"},
+    {"after": 2**63},
+    {"before": -1},
+    {"before": 1.5},
+    {"since": datetime(2024, 1, 1)},
+    {"since": "2024-01-01"},
+    {"order": "up"},
+    {"order": None},
+    {"order": []},
+    {"type": "nope"},
+    {"type": ["custom", "nope"]},
+    {"type": 5},
+    {"type": [[]]},
+    {"run_id": ""},
+    {"run_id": 5},
+    {"run_id": [None]},
+    {"run_id": "a\0"},
+    {"wait_timeout_ms": -1},
+    {"wait_timeout_ms": None},
+    {"wait_timeout_ms": 0.5},
+]
 
 
 def events(numbers: Iterable[int], **fields: Any) -> list[Event]:
@@ -59,9 +94,7 @@ def test_runs_and_types_may_be_one_or_several() -> None:
     assert numbers(EventFilter.checked(run_id=("a", "b"), type={"custom"}).pick(mixed)) == [1]
 
 
-@pytest.mark.parametrize(
-    "nothing", [{"run_id": []}, {"type": ()}, {"before": 0}, {"before": 1}, {"after": 5, "before": 6}]
-)
+@pytest.mark.parametrize("nothing", NO_MATCH)
 def test_a_filter_knows_that_it_matches_nothing(nothing: dict[str, Any]) -> None:
     filter = EventFilter.checked(**nothing)
     assert filter.matches_nothing
@@ -73,36 +106,7 @@ def test_a_filter_that_may_match_says_so() -> None:
     assert not EventFilter.checked(after=5, before=7, run_id="a", type="custom").matches_nothing
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"limit": 0},
-        {"limit": -1},
-        {"limit": True},
-        {"limit": 1.0},
-        {"after": -1},
-        {"after": "1"},
-        {"after": 2**63},
-        {"before": -1},
-        {"before": 1.5},
-        {"since": datetime(2024, 1, 1)},
-        {"since": "2024-01-01"},
-        {"order": "up"},
-        {"order": None},
-        {"order": []},
-        {"type": "nope"},
-        {"type": ["custom", "nope"]},
-        {"type": 5},
-        {"type": [[]]},
-        {"run_id": ""},
-        {"run_id": 5},
-        {"run_id": [None]},
-        {"run_id": "a\0"},
-        {"wait_timeout_ms": -1},
-        {"wait_timeout_ms": None},
-        {"wait_timeout_ms": 0.5},
-    ],
-)
+@pytest.mark.parametrize("wrong", WRONG)
 def test_a_wrong_filter_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=next(iter(wrong))):
         EventFilter.checked(**wrong)
@@ -203,13 +207,16 @@ async def test_a_reader_that_is_always_too_late_still_ends_at_its_deadline(
     assert await waiter.wait(0, 1.0) == []
 
 
-@pytest.mark.parametrize("end", [lambda waiters: waiters.deleted("s"), lambda waiters: waiters.stop()])
+@pytest.mark.parametrize("end", ["deletion", "stop"])
 async def test_deletion_and_stop_answer_waiters_and_readers_with_nothing(
-    waiters: EventWaiters, end: Any
+    waiters: EventWaiters, end: str
 ) -> None:
     parked = waiters.register("s", EVERYTHING).wait(0, 1.0)
     reading = waiters.register("s", EVERYTHING)
-    end(waiters)
+    if end == "stop":
+        waiters.stop()
+    else:
+        waiters.deleted("s")
     assert await parked == []
     assert await reading.wait(0, 1.0) == []
     reading.cancel()
@@ -349,20 +356,25 @@ async def test_a_parked_waiter_is_small() -> None:
     sessions = [f"session {number}" for number in range(count)]
     deadline = SystemClock().monotonic() + 3600
 
-    def bytes_each(park: Any) -> tuple[float, list[Any]]:
+    def bytes_each(park: Callable[[str], Awaitable[Any]]) -> tuple[float, list[Awaitable[Any]]]:
         gc.collect()
         tracemalloc.start()
-        kept = [park(session) for session in sessions]
+        parked = [park(session) for session in sessions]
         size = tracemalloc.get_traced_memory()[0]
         tracemalloc.stop()
-        return size / count, kept
+        return size / count, parked
+
+    def park_for_runs(session: str) -> Awaitable[int | None]:
+        return revisions.register(session).wait(0, after=0, deadline=None)
+
+    def park_for_events(session: str) -> Awaitable[list[Event] | None]:
+        return waiters.register(session, EVERYTHING).wait(0, deadline)
 
     # Measured on CPython 3.11: 290 and 563 bytes, of which the reply is 120 and the timer 250.
-    for_runs, runs = bytes_each(lambda session: revisions.register(session).wait(0, after=0, deadline=None))
-    for_events, answers = bytes_each(lambda session: waiters.register(session, EVERYTHING).wait(0, deadline))
-    assert for_runs < 600
-    assert for_events < 900
-    print(f"a parked waiter: {for_runs:.0f} bytes for runs, {for_events:.0f} for events")
+    for_runs, runs = bytes_each(park_for_runs)
+    for_events, answers = bytes_each(park_for_events)
+    assert for_runs < 400
+    assert for_events < 700
     waiters.stop()
     revisions.stop()
     await asyncio.gather(*runs, *answers)

@@ -4,6 +4,7 @@
 it is imported by its own name.
 """
 
+from asm_runtime.adapters.scripted import ScriptedAdapter
 from asm_runtime.testing.clock import JumpingClock
 
-__all__ = ["JumpingClock"]
+__all__ = ["JumpingClock", "ScriptedAdapter"]

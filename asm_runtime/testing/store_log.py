@@ -118,8 +118,10 @@ class LogCase(StoreCase):
     async def test_a_large_batch_is_stored_whole(self, store: StoreUnderTest) -> None:
         batch = events(2500)
         assert numbers(await store.append_events(tuple(batch))) == list(range(1, 2501))
-        found = await store.get_events("s")
-        assert ids(found) == ids(batch)
+        assert ids(await store.get_events("s")) == ids(batch)
+        assert ids(await store.get_events("s", limit=1100)) == ids(batch[:1100])
+        newest = await store.get_events("s", type="custom", limit=1100, order="desc")
+        assert ids(newest) == ids(batch[:-1101:-1])
 
     async def test_numbers_have_no_gap_under_concurrency(self, store: StoreUnderTest) -> None:
         async def writer(name: str) -> list[Event]:

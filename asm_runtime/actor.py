@@ -260,9 +260,7 @@ class Actor:
         extras.reason = reason
         if phase != _STARTING:  # else on_start is still opening: `_start_now` waits for it
             self._drop(reason)
-        if self._busy is not None:
-            self._busy.cancel()
-        for task in extras.tasks or ():
+        for task in self._owned_tasks():
             task.cancel()
         self._close()
 
@@ -465,14 +463,21 @@ class Actor:
                 self._close()
 
     async def _end_tasks(self) -> None:
-        tasks = set(self._extra().tasks or ())
-        if self._busy is not None:
-            tasks.add(self._busy)
-        tasks.discard(cast("asyncio.Task[Any]", asyncio.current_task()))
-        while tasks := {task for task in tasks if not task.done()}:
+        """Cancel each owned task once and wait for it: a second time would cut short its cleaning up."""
+        extras = self._extra()
+        cancelled: set[asyncio.Task[Any]] = set()
+        if extras.reason is not None:
+            cancelled.update(self._owned_tasks())  # by the crash
+        while tasks := [task for task in self._owned_tasks() if not task.done()]:
             for task in tasks:
-                task.cancel()
+                if task not in cancelled:
+                    cancelled.add(task)
+                    task.cancel()
             await asyncio.wait(tasks)
+
+    def _owned_tasks(self) -> set[asyncio.Task[Any]]:
+        busy = () if self._busy is None else (self._busy,)
+        return {*(self._extra().tasks or ()), *busy}
 
     def _cancel_timers(self) -> None:
         for timer in tuple(self._extra().timers or ()):

@@ -739,6 +739,36 @@ async def test_senders_who_wait_for_room_when_it_crashes_get_an_error() -> None:
             await reply
 
 
+async def test_a_coroutine_handler_that_crashes_its_own_actor_is_cancelled(actor: Recorder) -> None:
+    async def crash_and_linger() -> None:
+        actor.crash(ValueError("enough"))
+        await asyncio.get_running_loop().create_future()
+
+    with pytest.raises(ActorStopped):
+        await actor.call(crash_and_linger)
+    await actor.stop()
+
+
+async def test_an_owned_task_is_cancelled_once_so_that_its_cleaning_up_is_not_cut_short(
+    actor: Recorder,
+) -> None:
+    async def tidy() -> None:
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            await actor.gate.wait()
+            actor.note("tidy")
+
+    actor.spawn(tidy())
+    await turns()
+    actor.crash(ValueError("enough"))
+    stopping = asyncio.ensure_future(actor.stop())
+    await turns()
+    actor.gate.set()
+    await stopping
+    assert actor.log[-1] == "tidy"
+
+
 async def test_a_coroutine_handler_is_cancelled_and_its_caller_told_when_it_crashes(
     actor: Recorder,
 ) -> None:

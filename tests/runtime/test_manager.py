@@ -27,7 +27,7 @@ from asm_runtime.errors import (
 )
 from asm_runtime.ports import Capability, ExecutionResult, RunContext, SessionStore
 from asm_runtime.testing import JumpingClock
-from tests.runtime.support import terminal_events, types_of, until_stored
+from tests.runtime.support import terminal_events, types_of, until, until_stored
 
 
 async def active_session(manager: SessionManager, **options: Any) -> Session:
@@ -579,16 +579,17 @@ async def test_the_stream_waits_for_what_comes(store: SessionStore) -> None:
 async def test_the_stream_ends_when_its_session_is_deleted(store: SessionStore) -> None:
     manager = SessionManager(store, ScriptedAdapter())
     session = await active_session(manager)
+    numbers: list[int | None] = []
 
-    async def read() -> list[int | None]:
-        stream = manager.stream_session_events(session.id, wait_timeout_ms=60_000)
-        return [event.sequence_number async for event in stream]
+    async def read() -> None:
+        async for event in manager.stream_session_events(session.id, wait_timeout_ms=60_000):
+            numbers.append(event.sequence_number)
 
     reading = asyncio.create_task(read())
-    for _ in range(20):
-        await asyncio.sleep(0)
+    await until(lambda: len(numbers) == 2)
     await store.delete_session(session.id)
-    assert await reading == [1, 2]
+    await reading
+    assert numbers == [1, 2]
 
 
 async def test_a_store_that_ignores_the_wait_is_not_polled_without_pause() -> None:

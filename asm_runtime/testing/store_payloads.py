@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from enum import IntEnum, StrEnum
@@ -312,70 +312,63 @@ class PayloadsCase(StoreCase):
             await store.append_event(events(1)[0].replace(data=endless))
         await self.nothing_is_stored(store)
 
-    @pytest.mark.parametrize("changes", WRONG_EVENTS.values(), ids=WRONG_EVENTS.keys())
-    async def test_an_event_made_by_hand_is_checked(
-        self, store: StoreUnderTest, changes: dict[str, Any]
-    ) -> None:
-        wrong = events(1)[0].replace(**changes)
-        for write in (
-            store.append_event(wrong),
-            store.append_event_with_sequence(wrong),
-            store.append_events([*events(1), wrong]),
-            store.flush(ExecutionResult(session(), run(), [wrong])),
-        ):
-            with pytest.raises(ValidationError):
-                await write
+    async def test_an_event_made_by_hand_is_checked(self, store: StoreUnderTest) -> None:
+        accepted: list[str] = []
+        for name, changes in WRONG_EVENTS.items():
+            wrong = events(1)[0].replace(**changes)
+            accepted += await self.accepted(
+                name,
+                store.append_event(wrong),
+                store.append_event_with_sequence(wrong),
+                store.append_events([*events(1), wrong]),
+                store.flush(ExecutionResult(session(), run(), [wrong])),
+            )
+        assert accepted == []
         await self.nothing_is_stored(store)
 
-    @pytest.mark.parametrize("changes", WRONG_RUNS.values(), ids=WRONG_RUNS.keys())
-    async def test_a_run_made_by_hand_is_checked(
-        self, store: StoreUnderTest, changes: dict[str, Any]
-    ) -> None:
-        wrong = run().replace(**changes)
-        for write in (
-            store.save_run(wrong),
-            store.enqueue_run(wrong),
-            store.flush(ExecutionResult(session(), wrong, events(1))),
-        ):
-            with pytest.raises(ValidationError):
-                await write
+    async def test_a_run_made_by_hand_is_checked(self, store: StoreUnderTest) -> None:
+        accepted: list[str] = []
+        for name, changes in WRONG_RUNS.items():
+            wrong = run().replace(**changes)
+            accepted += await self.accepted(
+                name,
+                store.save_run(wrong),
+                store.enqueue_run(wrong),
+                store.flush(ExecutionResult(session(), wrong, events(1))),
+            )
+        assert accepted == []
         await self.nothing_is_stored(store)
 
-    @pytest.mark.parametrize("changes", WRONG_SESSIONS.values(), ids=WRONG_SESSIONS.keys())
-    async def test_a_session_made_by_hand_is_checked(
-        self, store: StoreUnderTest, changes: dict[str, Any]
-    ) -> None:
-        wrong = session().replace(**changes)
-        for write in (
-            store.save_session(wrong),
-            store.flush(ExecutionResult(wrong, run(), events(1))),
-        ):
-            with pytest.raises(ValidationError):
-                await write
+    async def test_a_session_made_by_hand_is_checked(self, store: StoreUnderTest) -> None:
+        accepted: list[str] = []
+        for name, changes in WRONG_SESSIONS.items():
+            wrong = session().replace(**changes)
+            accepted += await self.accepted(
+                name, store.save_session(wrong), store.flush(ExecutionResult(wrong, run(), events(1)))
+            )
+        assert accepted == []
         await self.nothing_is_stored(store)
 
-    @pytest.mark.parametrize("thing", NO_RECORDS, ids=lambda thing: type(thing).__name__)
-    async def test_what_is_no_record_is_refused(self, store: StoreUnderTest, thing: Any) -> None:
-        for write in (
-            store.save_session(thing),
-            store.save_run(thing),
-            store.enqueue_run(thing),
-            store.append_event(thing),
-            store.append_event_with_sequence(thing),
-            store.append_events([thing]),
-        ):
-            with pytest.raises(ValidationError):
-                await write
+    async def test_what_is_no_record_is_refused(self, store: StoreUnderTest) -> None:
+        accepted: list[str] = []
+        for thing in NO_RECORDS:
+            accepted += await self.accepted(
+                repr(thing),
+                store.save_session(thing),
+                store.save_run(thing),
+                store.enqueue_run(thing),
+                store.append_event(thing),
+                store.append_event_with_sequence(thing),
+                store.append_events([thing]),
+            )
+        assert accepted == []
         await self.nothing_is_stored(store)
 
     async def test_wrong_arguments_are_refused_whatever_they_are(self, store: StoreUnderTest) -> None:
         accepted: list[str] = []
         for method, arguments, options in WRONG_CALLS:
-            try:
-                await getattr(store, method)(*arguments, **options)
-            except ValidationError:
-                continue
-            accepted.append(f"{method}{arguments} {options}")
+            call = getattr(store, method)(*arguments, **options)
+            accepted += await self.accepted(f"{method}{arguments} {options}", call)
         assert accepted == []
         await self.nothing_is_stored(store)
 
@@ -440,6 +433,12 @@ class PayloadsCase(StoreCase):
             assert times == moments
             assert all(time is not None and time.tzinfo is UTC for time in times)
         assert ids(await store.list_sessions()) == ["1", "2", "0", "3"]
+
+    @staticmethod
+    async def accepted(name: str, *calls: Awaitable[Any]) -> list[str]:
+        """The name, once for each of the calls that did not raise `ValidationError`, and how it ended."""
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        return [f"{name}: {outcome!r}" for outcome in outcomes if not isinstance(outcome, ValidationError)]
 
     async def nothing_is_stored(self, store: StoreUnderTest) -> None:
         """The store is alive and empty."""

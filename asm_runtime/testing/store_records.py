@@ -76,20 +76,19 @@ class LifeCase(StoreCase):
         store = self.new_store(clock, tmp_path)
         assert [name for name in promised if not iscoroutinefunction(getattr(store, name))] == []
 
-    @pytest.mark.parametrize("method", METHODS)
     async def test_a_store_that_is_not_started_refuses_calls(
-        self, clock: JumpingClock, tmp_path: Path, method: str
+        self, clock: JumpingClock, tmp_path: Path
     ) -> None:
-        arguments, options = METHODS[method]
-        with pytest.raises(ActorStopped):
-            await getattr(self.new_store(clock, tmp_path), method)(*arguments, **options)
+        store = self.new_store(clock, tmp_path)
+        for method, (arguments, options) in METHODS.items():
+            with pytest.raises(ActorStopped):
+                await getattr(store, method)(*arguments, **options)
 
-    @pytest.mark.parametrize("method", METHODS)
-    async def test_a_stopped_store_refuses_calls(self, store: StoreUnderTest, method: str) -> None:
+    async def test_a_stopped_store_refuses_calls(self, store: StoreUnderTest) -> None:
         await store.stop()
-        arguments, options = METHODS[method]
-        with pytest.raises(ActorStopped):
-            await getattr(store, method)(*arguments, **options)
+        for method, (arguments, options) in METHODS.items():
+            with pytest.raises(ActorStopped):
+                await getattr(store, method)(*arguments, **options)
 
     async def test_start_returns_the_store_and_starting_again_does_nothing(
         self, store: StoreUnderTest

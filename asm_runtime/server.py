@@ -621,13 +621,10 @@ class SessionServer(Actor):
                 self._recount_timer = self.send_after(self._recount_at - began, self._recount_due)
             return
         self._queue.mark()
-        pending: list[str] = []
+        pending = self._queue.run_ids()  # what holds if the store does not answer
         try:
             runs = await self._store.list_runs(self.session_id, status=RunStatus.PENDING)
             pending = [run.id for run in runs]
-        except AsmError:
-            pending = self._queue.run_ids()
-            raise
         finally:
             before = len(self._queue)
             gone = self._queue.recount(pending)

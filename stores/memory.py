@@ -28,6 +28,7 @@ from asm_runtime.records import (
 )
 from asm_runtime.stores import rules
 from asm_runtime.stores.memory_log import EventLog
+from asm_runtime.stores.memory_runs import RunQueue
 from asm_runtime.stores.waiters import EventFilter, EventWaiters, RevisionWaiters
 
 __all__ = ["InMemorySessionStore"]
@@ -448,7 +449,7 @@ class InMemorySessionStore(Actor):
         session = self._sessions.get(session_id)
         return None if session is None or session.row is None else session.row.status
 
-    def _runs_of(self, session_id: str) -> _Runs | None:
+    def _runs_of(self, session_id: str) -> RunQueue | None:
         session = self._sessions.get(session_id)
         return None if session is None else session.runs
 
@@ -491,7 +492,7 @@ class InMemorySessionStore(Actor):
     def _put_run(self, run: Run) -> None:
         session = self._session(run.session_id)
         if session.runs is None:
-            session.runs = _Runs()
+            session.runs = RunQueue()
         if session.runs.put(run):
             self._sessions_of_runs[run.id] = (*self._sessions_of_runs.get(run.id, ()), run.session_id)
         self._runs_changed(run.session_id, session)
@@ -517,79 +518,8 @@ class _Session:
     def __init__(self, revision: int) -> None:
         self.row: Session | None = None
         self.log: EventLog | None = None
-        self.runs: _Runs | None = None
+        self.runs: RunQueue | None = None
         self.revision = revision
-
-
-class _Runs:
-    """A session's runs in the order of their acceptance; a run's *place* is its index there."""
-
-    __slots__ = ("_pending", "_places", "_running", "all")
-
-    def __init__(self) -> None:
-        self.all: list[Run] = []
-        self._places: dict[str, int] = {}
-        self._pending: list[int] = []
-        """Sorted, so that a run that is queued again has its old place. Taking the first of 10 000 moves
-        80 kB, a few microseconds."""
-        self._running: list[int] = []
-        """Sorted."""
-
-    @property
-    def running_count(self) -> int:
-        return len(self._running)
-
-    @property
-    def open_count(self) -> int:
-        return len(self._pending) + len(self._running)
-
-    def get(self, run_id: str) -> Run | None:
-        place = self._places.get(run_id)
-        return None if place is None else self.all[place]
-
-    def put(self, run: Run) -> bool:
-        """Insert or replace; True if it is new."""
-        place = self._places.get(run.id)
-        new = place is None
-        if place is None:
-            place = self._places[run.id] = len(self.all)
-            self.all.append(run)
-        else:
-            before, self.all[place] = self.all[place], run
-            places = self._places_with(before.status)
-            if places is not None:
-                del places[bisect_left(places, place)]
-        places = self._places_with(run.status)
-        if places is not None:
-            insort(places, place)
-        return new
-
-    def first_pending(self) -> Run | None:
-        return self.all[self._pending[0]] if self._pending else None
-
-    def earliest_started(self) -> Run | None:
-        """The running one that started first; those without a time come last."""
-        return min(
-            (self.all[place] for place in self._running),
-            key=lambda run: (run.started_at is None, run.started_at or run.created_at),
-            default=None,
-        )
-
-    def with_status(self, statuses: Collection[RunStatus] | None) -> Iterable[Run]:
-        """Those with one of these statuses, in the order of acceptance; None: all."""
-        if statuses is None:
-            return self.all
-        if len(statuses) == 1:
-            places = self._places_with(next(iter(statuses)))
-            if places is not None:
-                return (self.all[place] for place in places)
-        return (run for run in self.all if run.status in statuses)
-
-    def _places_with(self, status: RunStatus) -> list[int] | None:
-        """The index of the open statuses."""
-        if status is RunStatus.PENDING:
-            return self._pending
-        return self._running if status is RunStatus.RUNNING else None
 
 
 def _age(row: Session) -> tuple[datetime, str]:

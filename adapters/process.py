@@ -7,7 +7,7 @@ a zombie, and the group's id ours, until the group has been killed. What is aske
 `add_reader`, so every loop that has it will do.
 
 What is out of reach: a process that leaves the group (`setsid`), as it would escape Ctrl-C in a
-terminal; and everything, when this process itself is killed with SIGKILL.
+terminal; and everything, if this program dies without a word, of SIGKILL for instance.
 """
 
 from __future__ import annotations

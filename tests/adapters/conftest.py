@@ -1,27 +1,18 @@
-"""Adapters run on asyncio's own loop and on uvloop, and may block neither."""
+"""Adapters run on asyncio's own loop and on uvloop."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 import uvloop
-from blockbuster import BlockBuster
 
 
 def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
-
-
-@pytest.fixture(autouse=True)
-def nothing_blocks_the_loop() -> Iterator[None]:
-    detector = BlockBuster("asm_runtime")
-    detector.activate()
-    yield
-    detector.deactivate()
 
 
 class Footprint:

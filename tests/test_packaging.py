@@ -83,8 +83,8 @@ def test_every_package_has_an_init_module(
 ) -> None:
     for package in pyproject["tool"]["setuptools"]["packages"]:
         root = max((name for name in package_folders if f"{package}.".startswith(f"{name}.")), key=len)
-        below = package.removeprefix(root).strip(".").split(".") if package != root else []
-        assert package_folders[root].joinpath(*below, "__init__.py").is_file(), package
+        below = str(package).removeprefix(root).replace(".", "/").lstrip("/")
+        assert (package_folders[root] / below / "__init__.py").is_file(), package
 
 
 def test_the_links_inside_the_package_lead_to_the_top_level_folders(package_folders: dict[str, Path]) -> None:

@@ -1,0 +1,188 @@
+"""What can be asked of a store from the shell: its sessions, their runs and their logs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from asm_runtime.cli.exits import ExitCode
+from asm_runtime.cli.output import Output, event_line, run_cells, session_cells
+from asm_runtime.cli.store_option import opened
+from asm_runtime.clock import SYSTEM_CLOCK
+from asm_runtime.errors import SessionNotFound
+from asm_runtime.follow import follow
+from asm_runtime.ports import SessionStore
+from asm_runtime.records import Event
+
+__all__ = ["export", "list_runs", "list_sessions", "show_events", "tail"]
+
+PAGE = 500
+"""How many records are read at once, and so held."""
+
+WAIT_MS = 30_000
+"""How long one long poll lasts; then the next begins."""
+
+POLL_MS = 250
+"""The pause between reads of a store that knows no long poll."""
+
+
+async def list_sessions(
+    where: str | None, *, status: Sequence[str], agent: Sequence[str], limit: int | None, json: bool
+) -> ExitCode:
+    """Print sessions, oldest first."""
+    output = Output(sys.stdout)
+    shown = 0
+    async with opened(where, create=False) as store:
+        while limit is None or shown < limit:
+            page = await store.list_sessions(
+                status=status or None,
+                agent_id=agent or None,
+                limit=PAGE if limit is None else min(PAGE, limit - shown),
+                offset=shown,
+            )
+            if not page:
+                break
+            if json:
+                await output.json(page)
+            else:
+                header = ("SESSION", "STATUS", "AGENT", "CREATED", "TAGS")
+                await output.table(header, [session_cells(session) for session in page])
+            shown += len(page)
+    return ExitCode.DONE
+
+
+async def list_runs(
+    where: str | None, session_id: str, *, status: Sequence[str], limit: int | None, json: bool
+) -> ExitCode:
+    """Print a session's runs in the order of their acceptance."""
+    output = Output(sys.stdout)
+    async with opened(where, create=False) as store:
+        await _must_exist(store, session_id)
+        runs = await store.list_runs(session_id, status=status or None, limit=limit)
+    if json:
+        await output.json(runs)
+    elif runs:
+        header = ("RUN", "STATUS", "ATTEMPT", "CREATED", "SECONDS", "ERROR OR INPUT")
+        await output.table(header, [run_cells(run) for run in runs])
+    return ExitCode.DONE
+
+
+async def show_events(
+    where: str | None,
+    session_id: str,
+    *,
+    after: int,
+    limit: int | None,
+    type: Sequence[str],
+    run: str | None,
+    following: bool,
+    json: bool,
+) -> ExitCode:
+    """Print a session's log from a cursor on; with `following`, go on with what comes."""
+    output = Output(sys.stdout)
+    async with opened(where, create=False) as store:
+        await _must_exist(store, session_id)
+        filters: dict[str, Any] = {"run_id": run, "type": type or None}
+        pages = (
+            _following(store, session_id, after=after, **filters)
+            if following
+            else _stored(store, session_id, after=after, limit=limit, **filters)
+        )
+        shown = 0
+        async for page in pages:
+            events = page if limit is None else page[: limit - shown]
+            await _print_events(output, events, json=json)
+            shown += len(events)
+            if shown == limit:
+                break
+    return ExitCode.DONE
+
+
+async def tail(
+    where: str | None, session_id: str, *, lines: int, type: Sequence[str], run: str | None, json: bool
+) -> ExitCode:
+    """Print the last events of a log and then whatever is appended, by any process.
+
+    Goes on until it is interrupted; with a run, until that run has ended.
+    """
+    output = Output(sys.stdout)
+    async with opened(where, create=False) as store:
+        await _must_exist(store, session_id)
+        filters: dict[str, Any] = {"run_id": run, "type": type or None}
+        cursor = await store.get_latest_sequence(session_id)
+        last: list[Event] = []
+        if lines and cursor:
+            last = await store.get_events(session_id, before=cursor + 1, limit=lines, order="desc", **filters)
+            last.reverse()
+        await _print_events(output, last, json=json)
+        has_ended = run is not None and (await store.get_run(run, session_id=session_id)).status.is_terminal
+        pages = _stored if has_ended else _following  # what came since the cursor was read, or will come
+        async for page in pages(store, session_id, after=cursor, **filters):
+            await _print_events(output, page, json=json)
+            if run is not None and page[-1].is_terminal:
+                break
+    return ExitCode.DONE
+
+
+async def export(where: str | None, session_id: str) -> ExitCode:
+    """Print all of a session as JSON, one record a line: `{"session": …}`, `{"run": …}`, `{"event": …}`."""
+    output = Output(sys.stdout)
+    async with opened(where, create=False) as store:
+        await _must_exist(store, session_id)
+        try:
+            await output.json([{"session": await store.get_session(session_id)}])
+        except SessionNotFound:
+            pass  # a log needs no session row
+        await output.json({"run": run} for run in await store.list_runs(session_id))
+        async for page in _stored(store, session_id, after=0):
+            await output.json({"event": event} for event in page)
+    return ExitCode.DONE
+
+
+async def _must_exist(store: SessionStore, session_id: str) -> None:
+    """Raise `SessionNotFound` unless there is a session, or at least a log, of that id."""
+    try:
+        await store.get_session(session_id)
+    except SessionNotFound:
+        if not await store.get_latest_sequence(session_id):
+            raise
+
+
+async def _stored(
+    store: SessionStore, session_id: str, *, after: int, limit: int | None = None, **filters: Any
+) -> AsyncIterator[list[Event]]:
+    """What is stored, a page at a time."""
+    cursor, left = after, limit
+    while left is None or left > 0:
+        size = PAGE if left is None else min(PAGE, left)
+        page = await store.get_events(session_id, after=cursor, limit=size, **filters)
+        if not page:
+            return
+        yield page
+        cursor = page[-1].sequence_number or cursor
+        left = None if left is None else left - len(page)
+
+
+def _following(
+    store: SessionStore, session_id: str, *, after: int, **filters: Any
+) -> AsyncIterator[list[Event]]:
+    return follow(
+        store,
+        session_id,
+        clock=SYSTEM_CLOCK,
+        after=after,
+        limit=PAGE,
+        poll_interval_ms=POLL_MS,
+        wait_timeout_ms=WAIT_MS,
+        **filters,
+    )
+
+
+async def _print_events(output: Output, events: Sequence[Event], *, json: bool) -> None:
+    if not events:
+        return
+    if json:
+        await output.json(events)
+    else:
+        await output.lines(event_line(event, output) for event in events)

@@ -1,0 +1,87 @@
+"""Which store a command works on."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+from asm_runtime.errors import StoreUnavailable, ValidationError
+from asm_runtime.stores import SQLSessionStore
+
+__all__ = ["opened", "store_url"]
+
+
+def store_url(option: str | None) -> str:
+    """The store's URL: the option's, else that of `$ASM_STORE`, else the user's own SQLite file.
+
+    Args:
+        option: A URL, or the path of a SQLite file.
+
+    Raises:
+        ValidationError: It is neither.
+    """
+    named = option or os.environ.get("ASM_STORE")
+    if not named:
+        return f"sqlite:///{_own_file()}"
+    if "://" not in named:
+        return f"sqlite:///{named}"
+    try:
+        make_url(named)
+    except (ArgumentError, ValueError):  # ValueError: a port that is no number
+        raise ValidationError(f"{named!r} is no database URL") from None
+    return named
+
+
+@asynccontextmanager
+async def opened(where: str | None, *, create: bool) -> AsyncGenerator[SQLSessionStore]:
+    """The store that an option names, started.
+
+    Args:
+        where: See `store_url`.
+        create: Make the SQLite file, or bring its schema up to date, if need be. A command that
+            only reads does neither: an older schema is a `MigrationRequired`.
+
+    Raises:
+        ValidationError: The option names no store.
+        StoreUnavailable: The SQLite file is not there.
+    """
+    url = store_url(where)
+    _check_file(url, create=create)
+    async with SQLSessionStore(url, migrate=create) as store:
+        yield store
+
+
+def _check_file(url: str, *, create: bool) -> None:
+    file = _sqlite_file(url)
+    if file is None:
+        return
+    if not create:
+        if not file.exists():
+            raise StoreUnavailable(f"there is no store at {file}; `asm-runtime run` makes one")
+        return
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreUnavailable(f"cannot make the folder {file.parent}: {error.strerror}") from error
+
+
+def _sqlite_file(url: str) -> Path | None:
+    parsed = make_url(url)
+    if parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):
+        return None
+    return Path(str(parsed.database))
+
+
+def _own_file() -> Path:
+    """Where a user's state belongs. Source: XDG Base Directory Specification, `XDG_STATE_HOME`."""
+    if sys.platform == "win32":
+        state = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+    else:
+        state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(state) / "asm-runtime" / "asm.db"

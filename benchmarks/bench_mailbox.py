@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
+from functools import partial
 
 from asm_runtime.actor import Actor
 from benchmarks.harness import Harness
@@ -75,21 +77,13 @@ async def measure(harness: Harness) -> None:
                 await queued.add(1)
 
         for callers in CALLERS:
-            each = calls // callers
-
-            async def rate(work: object, each: int = each, callers: int = callers) -> float:
-                assert callable(work)
-                began = time.perf_counter()
-                await asyncio.gather(*(work(each) for _ in range(callers)))
-                return each * callers / (time.perf_counter() - began)
-
             case = f"{callers} caller{'s' if callers > 1 else ''}"
             await harness.compare(
                 case,
                 {
-                    "loop floor": lambda rate=rate: rate(floor_calls),
-                    "actor": lambda rate=rate: rate(actor_calls),
-                    "asyncio.Queue actor": lambda rate=rate: rate(queue_calls),
+                    "loop floor": partial(rate, floor_calls, callers, calls),
+                    "actor": partial(rate, actor_calls, callers, calls),
+                    "asyncio.Queue actor": partial(rate, queue_calls, callers, calls),
                 },
                 unit="calls/s",
             )
@@ -97,3 +91,11 @@ async def measure(harness: Harness) -> None:
             harness.ratio(case, "actor", "asyncio.Queue actor", at_least=1.2)
     serving.cancel()
     await asyncio.wait([serving])
+
+
+async def rate(work: Callable[[int], Awaitable[None]], callers: int, calls: int) -> float:
+    """Calls a second, spread over so many callers."""
+    each = calls // callers
+    began = time.perf_counter()
+    await asyncio.gather(*(work(each) for _ in range(callers)))
+    return each * callers / (time.perf_counter() - began)

@@ -153,9 +153,7 @@ class Harness:
         )
         self._note(ratio)
 
-    def bound(
-        self, case: str, variant: str, *, at_most: float, goal: float | None = None
-    ) -> None:
+    def bound(self, case: str, variant: str, *, at_most: float, goal: float | None = None) -> None:
         """Note an absolute bound of a figure, as the ratio to that bound."""
         figure = self._figure(case, variant)
         self._note(

@@ -1,0 +1,109 @@
+"""What does an append cost, alone and with 256 appenders that each await theirs?
+
+Events a second with a payload of 128 bytes, into 16 logs, by store and durability. The floors are
+the raw driver on the same tables: `sqlite3.executemany` in transactions of 100 rows, and one row to
+a transaction on a connection without a thread between. The peer writes a transaction for each append
+through aiosqlite.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from functools import partial
+from typing import Any
+
+import aiosqlite
+
+from benchmarks.harness import Harness
+from benchmarks.stores import INSERT, RawLog, event, memory_store, sqlite_store
+
+APPENDERS = 256
+
+
+async def append_rate(store: Any, appenders: int, each: int) -> float:
+    """Appends a second, with so many tasks that each await every append."""
+
+    async def appender(number: int) -> None:
+        for _ in range(each):
+            await store.append_event_with_sequence(event(number))
+
+    began = time.perf_counter()
+    await asyncio.gather(*(appender(number) for number in range(appenders)))
+    return appenders * each / (time.perf_counter() - began)
+
+
+async def measure(harness: Harness) -> None:
+    """Answer the question."""
+    await on_sqlite(harness, "FULL")
+    await on_sqlite(harness, "NORMAL")
+    each = harness.size(100, 5)
+    async with memory_store() as store:
+        for appenders in (1, APPENDERS):
+            count = each * 20 if appenders == 1 else each
+            await harness.compare(
+                f"memory, {appenders}",
+                {"store": partial(append_rate, store, appenders, count)},
+                unit="events/s",
+            )
+
+
+async def on_sqlite(harness: Harness, synchronous: str) -> None:
+    """The cases on a file."""
+    many, alone = harness.size(40, 2), harness.size(300, 10)
+    async with sqlite_store(synchronous) as (store, file), aiosqlite.connect(file) as peer:
+        await peer.execute(f"PRAGMA synchronous = {synchronous}")
+        raw = RawLog(file, synchronous)
+        try:
+
+            async def raw_hundreds() -> float:
+                rows = raw.rows(many * APPENDERS)
+                began = time.perf_counter()
+                raw.insert(rows, 100)
+                return len(rows) / (time.perf_counter() - began)
+
+            async def raw_single() -> float:
+                rows = raw.rows(alone)
+                began = time.perf_counter()
+                raw.insert(rows, 1)
+                return len(rows) / (time.perf_counter() - began)
+
+            async def peer_single() -> float:
+                rows = raw.rows(alone, "peer")
+                waiting = iter(rows)
+                lock = asyncio.Lock()
+
+                async def appender() -> None:
+                    for row in waiting:
+                        async with lock:  # a connection has one transaction at a time
+                            await peer.execute("BEGIN IMMEDIATE")
+                            await peer.execute(INSERT, row)
+                            await peer.commit()
+
+                began = time.perf_counter()
+                await asyncio.gather(*(appender() for _ in range(min(APPENDERS, alone))))
+                return len(rows) / (time.perf_counter() - began)
+
+            case = f"SQLite {synchronous}, {APPENDERS} appenders"
+            await harness.compare(
+                case,
+                {
+                    "executemany, 100 a commit": raw_hundreds,
+                    "store": lambda: append_rate(store, APPENDERS, many),
+                    "aiosqlite, 1 a commit": peer_single,
+                },
+                unit="events/s",
+            )
+            if synchronous == "FULL":
+                harness.ratio(case, "store", "executemany, 100 a commit", at_least=0.40, goal=0.5)
+                harness.ratio(case, "store", "aiosqlite, 1 a commit", at_least=20)
+            case = f"SQLite {synchronous}, 1 appender"
+            await harness.compare(
+                case,
+                {"1 row a commit": raw_single, "store": lambda: append_rate(store, 1, alone)},
+                unit="events/s",
+            )
+            if synchronous == "FULL":
+                harness.ratio(case, "store", "1 row a commit", at_least=0.6, goal=0.69)
+        finally:
+            raw.close()

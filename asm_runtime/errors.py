@@ -125,10 +125,10 @@ class AsmError(Exception):
         return made
 
     @classmethod
-    def _made_of(cls, message: str, details: dict[str, Any] | None) -> Self:
+    def _made_of(cls, message: str, details: Any) -> Self:
         """Without the constructor, whose arguments differ between the classes."""
         made = cls.__new__(cls, message)
-        AsmError.__init__(made, message, details=details)
+        AsmError.__init__(made, message, details=details if isinstance(details, dict) else None)  # pyright: ignore
         return made
 
 

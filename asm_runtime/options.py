@@ -34,8 +34,15 @@ E = TypeVar("E", bound=StrEnum)
 
 def refused(name: str, value: object, allowed: str) -> ValidationError:
     """The error for a bad value."""
-    shown = f"{value!r:.80}"
+    shown = f"{_shown(value):.80}"
     return ValidationError(f"{name} must be {allowed}, not {shown}", details={"option": name, "value": shown})
+
+
+def _shown(value: object) -> str:
+    try:
+        return repr(value)
+    except Exception:  # an int of more than 4300 digits, a __repr__ that raises
+        return f"<{type(value).__name__}>"
 
 
 def integer(name: str, value: Any, *, minimum: int, optional: bool = False) -> Any:
@@ -86,10 +93,12 @@ def utc(name: str, value: Any) -> datetime:
 
 def member(name: str, value: Any, kind: type[E]) -> E:
     """The member of an enum that `value` is or spells."""
-    try:
-        return kind(value)
-    except ValueError:
-        raise refused(name, value, f"one of {', '.join(kind)}") from None
+    if isinstance(value, str):
+        try:
+            return kind(value)
+        except ValueError:
+            pass
+    raise refused(name, value, f"one of {', '.join(kind)}")
 
 
 def members(name: str, value: Any, kind: type[E]) -> frozenset[E] | None:

@@ -100,8 +100,8 @@ def _copied_dict(value: dict[Any, Any], depth: int) -> JsonObject:
             if not isinstance(key, str):
                 raise _RefusedError(f"has a key that is no string: {_described(key)}")
             key = str.__str__(key)  # a subclass becomes its plain value
-        if not key.isascii():
-            _checked_text(key)
+        if not key.isascii() and _has_lone_surrogate(key):
+            raise _RefusedError(f"has a key with a lone surrogate, which UTF-8 cannot carry: {key!r:.60}")
         if type(item) is str and item.isascii():  # the common case, without a call
             copy[key] = item
             continue
@@ -141,11 +141,17 @@ def _copied_subclass(value: Any, depth: int) -> Any:
 
 
 def _checked_text(text: str) -> str:
+    if _has_lone_surrogate(text):
+        raise _RefusedError("holds a lone surrogate, which UTF-8 cannot carry")
+    return text
+
+
+def _has_lone_surrogate(text: str) -> bool:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise _RefusedError("holds a lone surrogate, which UTF-8 cannot carry") from None
-    return text
+        return True
+    return False
 
 
 def _checked_int(number: int) -> int:

@@ -234,7 +234,7 @@ class Session(_Record, frozen=True, kw_only=True):
             InvalidTransition: The table does not allow that step; carries `from_status`, `to_status`.
         """
         target = options.member("status", status, SessionStatus)
-        source = SessionStatus(self.status)
+        source = options.member("status", self.status, SessionStatus)
         if target not in _SESSION_STEPS[source]:
             raise _no_such_step("session", self.id, source, target)
         return self.replace(status=target, updated_at=_time_of(at))
@@ -322,7 +322,7 @@ class Run(_Record, frozen=True, kw_only=True):
             InvalidTransition: The table does not allow that step; carries `from_status`, `to_status`.
         """
         target = options.member("status", status, RunStatus)
-        source = RunStatus(self.status)
+        source = options.member("status", self.status, RunStatus)
         if target not in _RUN_STEPS[source]:
             raise _no_such_step("run", self.id, source, target)
         if target is RunStatus.RUNNING:
@@ -422,7 +422,7 @@ class Event(_Record, frozen=True, kw_only=True):
             run_id=None if run_id is None else options.identifier("run_id", run_id),
             timestamp=options.utc("timestamp", self.timestamp),
             data=canonical_object(self.data, "data"),
-            metadata=canonical_object(self.metadata, "metadata") if self.metadata else {},
+            metadata={} if self.metadata == {} else canonical_object(self.metadata, "metadata"),
             sequence_number=None
             if sequence_number is None
             else options.integer("sequence_number", sequence_number, minimum=1),
@@ -534,8 +534,11 @@ def _checked_cost(cost: Any) -> float | None:
         return None
     if isinstance(cost, bool) or not isinstance(cost, int | float):
         raise options.refused("cost_usd", cost, "a number or None")
-    amount: float = canonical(float(cost), "cost_usd")
-    return amount
+    try:
+        amount = float(cost)
+    except OverflowError:
+        raise options.refused("cost_usd", cost, "a number or None") from None
+    return canonical(amount, "cost_usd")  # type: ignore[no-any-return]  # a float gives a float
 
 
 def _no_such_step(kind: str, id: str, source: str, target: str) -> InvalidTransition:

@@ -1,0 +1,239 @@
+from __future__ import annotations
+
+import enum
+import json
+import math
+from collections import OrderedDict, UserDict
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asm_runtime.errors import ValidationError
+from asm_runtime.payload import MAX_DEPTH, canonical, canonical_object, decode, encode, lossy
+
+texts = st.text(st.characters(exclude_categories=["Cs"]))
+integers = st.integers(-(2**63), 2**63 - 1)
+floats = st.floats(allow_nan=False, allow_infinity=False)
+json_values = st.recursive(
+    st.none() | st.booleans() | integers | floats | texts,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4),
+    max_leaves=12,
+)
+json_objects = st.dictionaries(texts, json_values, max_size=4)
+
+
+class Color(enum.StrEnum):
+    RED = "red"
+
+
+class Level(enum.IntEnum):
+    HIGH = 3
+
+
+class Point(NamedTuple):
+    x: int
+    y: int
+
+
+class Plain(enum.Enum):
+    A = "a"
+
+
+class Euros(float):
+    pass
+
+
+def exactly(value: Any) -> Any:
+    """The value with the type of each part, so that 1, 1.0 and True differ."""
+    if isinstance(value, dict):
+        return (type(value), {key: exactly(item) for key, item in value.items()})  # pyright: ignore
+    if isinstance(value, list):
+        return (type(value), [exactly(item) for item in value])  # pyright: ignore
+    if isinstance(value, float):
+        return (type(value), value.hex())
+    return (type(value), value)  # pyright: ignore[reportUnknownVariableType]
+
+
+def nested(depth: int) -> Any:
+    value: Any = 1
+    for level in range(depth):
+        value = [value] if level % 2 else {"inner": value}
+    return value
+
+
+@given(json_objects)
+def test_what_is_accepted_round_trips_through_json_exactly(value: dict[str, Any]) -> None:
+    copy = canonical_object(value, "data")
+    assert exactly(copy) == exactly(value)
+    assert exactly(decode(encode(copy))) == exactly(value)
+    assert exactly(json.loads(encode(copy))) == exactly(value)
+
+
+@given(json_objects)
+def test_the_copy_shares_nothing_that_can_change(value: dict[str, Any]) -> None:
+    before = encode(value)
+    copy = canonical_object(value, "data")
+    _spoil(value)
+    assert encode(copy) == before
+
+
+def _spoil(value: Any) -> None:
+    if isinstance(value, dict):
+        for item in value.values():  # pyright: ignore[reportUnknownVariableType]
+            _spoil(item)
+        value["spoiled"] = True
+    elif isinstance(value, list):
+        for item in value:  # pyright: ignore[reportUnknownVariableType]
+            _spoil(item)
+        value.append("spoiled")  # pyright: ignore[reportUnknownMemberType]
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ((1, (2,)), [1, [2]]),
+        (Point(1, 2), [1, 2]),
+        (Color.RED, "red"),
+        (Level.HIGH, 3),
+        (Euros(1.5), 1.5),
+        (OrderedDict([("a", 1)]), {"a": 1}),
+        ({Color.RED: 1}, {"red": 1}),
+    ],
+    ids=repr,
+)
+def test_subclasses_and_tuples_become_plain_values(given: Any, kept: Any) -> None:
+    assert exactly(canonical(given, "data")) == exactly(kept)
+
+
+@pytest.mark.parametrize("value", [1.0, 1e22, -0.0, 5e-324, 1.7976931348623157e308])
+def test_a_float_stays_a_float(value: float) -> None:
+    assert exactly(decode(encode(canonical(value, "data")))) == exactly(value)
+
+
+@pytest.mark.parametrize(
+    "value", ["", "\0", "\ud7ff\ue000", "😀", "\u2028", "x" * 10_000_000], ids=lambda text: repr(text)[:20]
+)
+def test_any_text_that_utf8_can_carry_is_kept(value: str) -> None:
+    assert decode(encode(canonical_object({value: value}, "data"))) == {value: value}
+
+
+def test_none_is_the_empty_object() -> None:
+    assert canonical_object(None, "data") == {}
+
+
+@pytest.mark.parametrize("value", [[], (), "text", b"bytes", 1, True, UserDict(a=1), object()], ids=repr)
+def test_what_is_no_object_is_refused(value: Any) -> None:
+    with pytest.raises(ValidationError, match=r"^data must be a dict") as refused:
+        canonical_object(value, "data")
+    assert refused.value.details == {"path": "data"}
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        math.nan,
+        math.inf,
+        -math.inf,
+        Euros("nan"),
+        2**63,
+        -(2**63) - 1,
+        10**5000,
+        "\ud800",
+        "text\udfff",
+        b"bytes",
+        bytearray(),
+        {1, 2},
+        frozenset[int](),
+        datetime(2024, 1, 1, tzinfo=UTC),
+        Decimal("1.5"),
+        1j,
+        object(),
+        print,
+        UserDict(a=1),
+        range(3),
+        iter([]),
+        Plain.A,
+    ],
+    ids=lambda value: str(type(value).__name__),
+)
+def test_what_json_cannot_carry_is_refused_with_the_path_to_it(refused: Any) -> None:
+    value = {"a": [{"some key": ("fine", {"b": refused})}]}
+    with pytest.raises(ValidationError) as error:
+        canonical_object(value, "data")
+    assert error.value.details == {"path": "data.a[0]['some key'][1].b"}
+    assert str(error.value).startswith("data.a[0]['some key'][1].b ")
+
+
+@pytest.mark.parametrize("key", [1, None, True, 1.5, b"bytes", ("a",), "\ud800"], ids=repr)
+def test_a_key_that_is_no_text_is_refused_with_the_path_to_its_object(key: Any) -> None:
+    with pytest.raises(ValidationError, match=r"^data\.a\[0\] has a key") as error:
+        canonical_object({"a": [{key: 1}]}, "data")
+    assert error.value.details == {"path": "data.a[0]"}
+
+
+def test_nesting_is_carried_to_the_depth_of_100_and_no_further() -> None:
+    assert canonical(nested(MAX_DEPTH), "data") == nested(MAX_DEPTH)
+    for depth in (MAX_DEPTH + 1, 100_000):
+        with pytest.raises(ValidationError, match="nested deeper than 100"):
+            canonical(nested(depth), "data")
+
+
+def test_a_value_that_contains_itself_is_refused() -> None:
+    loop: list[Any] = []
+    loop.append({"again": loop})
+    with pytest.raises(ValidationError, match="nested deeper"):
+        canonical(loop, "data")
+
+
+def test_a_path_with_a_long_key_stays_readable() -> None:
+    with pytest.raises(ValidationError) as error:
+        canonical({"no identifier " * 1_000_000: b""}, "data")
+    assert len(str(error.value)) < 200
+
+
+# -- lossy
+
+
+class Rude:
+    def __repr__(self) -> str:
+        raise RuntimeError("no")
+
+
+anything = st.recursive(
+    json_values
+    | st.floats()
+    | st.text()
+    | st.binary()
+    | st.integers()
+    | st.builds(Rude)
+    | st.builds(lambda: 10**5000),
+    lambda inner: (
+        st.lists(inner)
+        | st.dictionaries(st.text() | st.integers() | st.just(b"\xff"), inner)
+        | st.sets(st.integers())
+    ),
+    max_leaves=10,
+)
+
+
+@given(anything)
+def test_lossy_makes_json_of_anything(value: Any) -> None:
+    copy = lossy(value)
+    assert exactly(canonical(copy, "details")) == exactly(copy)
+    assert exactly(decode(encode(copy))) == exactly(copy)
+
+
+@given(json_values)
+def test_lossy_loses_nothing_that_json_can_carry(value: Any) -> None:
+    assert exactly(lossy(value)) == exactly(value)
+
+
+def test_lossy_cuts_what_is_nested_too_deep_or_contains_itself() -> None:
+    loop: list[Any] = []
+    loop.append(loop)
+    for value in (loop, nested(MAX_DEPTH + 50)):
+        canonical(lossy(value), "details")

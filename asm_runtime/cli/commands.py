@@ -232,7 +232,7 @@ def migrate(
 
 @app.command
 def demo(*, file: str | None = None) -> ExitCode:
-    """Watch sessions run real commands, lose their process to kill -9, and carry on. Takes 15 s.
+    """Watch sessions run real commands, lose their process to kill -9, and carry on: ten seconds.
 
     Args:
         file: Make the store in this new SQLite file; else in a temporary folder, which is left there.

@@ -4,28 +4,37 @@ from __future__ import annotations
 
 import asyncio
 
-from sqlalchemy import create_engine
-from sqlalchemy.exc import SQLAlchemyError
-
 from asm_runtime.cli.exits import ExitCode
-from asm_runtime.cli.store_option import store_url
+from asm_runtime.cli.store_option import check_file, opened, store_url
 from asm_runtime.errors import StoreError
-from asm_runtime.stores import migrations
 
 __all__ = ["migrate"]
 
 
 async def migrate(where: str | None, revision: str, *, down: bool) -> ExitCode:
     """Bring a database's tables up to a revision, or back down to it."""
-    await asyncio.to_thread(_migrate, store_url(where), revision, down=down)
+    if revision == "head" and not down:
+        async with opened(where, create=True):
+            return ExitCode.DONE
+    await asyncio.to_thread(_step, store_url(where), revision, down=down)
     return ExitCode.DONE
 
 
-def _migrate(url: str, revision: str, *, down: bool) -> None:
-    engine = create_engine(url)
+def _step(url: str, revision: str, *, down: bool) -> None:
+    """Take the steps, all or none."""
+    from sqlalchemy import create_engine
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from asm_runtime.stores import migrations
+
+    check_file(url, create=False)
+    # Python's driver begins no transaction before a change of the schema; so it is told to begin none.
+    engine = create_engine(url, connect_args={"isolation_level": None})
     try:
-        with engine.begin() as connection:
+        with engine.connect() as connection:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
             (migrations.downgrade if down else migrations.upgrade)(connection, revision)
+            connection.commit()
     except SQLAlchemyError as error:
         raise StoreError(f"cannot migrate {engine.url}: {error}") from error
     finally:

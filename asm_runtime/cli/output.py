@@ -41,11 +41,6 @@ class Output:
         """Whether somebody looks at it."""
         return self._console.is_terminal
 
-    @property
-    def width(self) -> int:
-        """How many columns a line has."""
-        return self._console.width
-
     async def write(self, text: str) -> None:
         """Write text as it stands; returns when it is flushed.
 
@@ -78,7 +73,12 @@ class Output:
         for row in titled:
             for cell, width in zip(row[:-1], widths, strict=False):
                 cell.pad_right(width - cell.cell_len)
-        await self.lines(Text("  ").join(row) for row in titled)
+        await self.lines(self.fitted(Text("  ").join(row)) for row in titled)
+
+    def fitted(self, line: Text) -> Text:
+        """The line, cut off at the end of the terminal's."""
+        line.truncate(self._console.width, overflow="ellipsis")
+        return line
 
     def _write(self, text: str) -> None:
         self._stream.write(text)
@@ -119,19 +119,19 @@ def event_line(event: Event, output: Output) -> Text:
         time = event.timestamp.isoformat()
         return Text("\t".join((str(event.sequence_number), time, kind, printable(event.run_id or ""), data)))
     time = f"{event.timestamp.astimezone():%H:%M:%S.%f}"[:-3]
-    line = Text.assemble(
-        (f"{event.sequence_number:>6}", "dim"),
-        "  ",
-        (time, "dim"),
-        "  ",
-        (f"{kind:<20}", _STYLES.get(kind, "")),
-        "  ",
-        (f"{printable(event.run_id or '')[-6:]:<6}", "cyan"),
-        "  ",
-        data,
+    return output.fitted(
+        Text.assemble(
+            (f"{event.sequence_number:>6}", "dim"),
+            "  ",
+            (time, "dim"),
+            "  ",
+            (f"{kind:<20}", _STYLES.get(kind, "")),
+            "  ",
+            (f"{printable(event.run_id or '')[-6:]:<6}", "cyan"),
+            "  ",
+            data,
+        )
     )
-    line.truncate(output.width, overflow="ellipsis")
-    return line
 
 
 def printable(text: str) -> str:

@@ -8,13 +8,10 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
-
-from asm_runtime.errors import StoreUnavailable, ValidationError
+from asm_runtime.errors import StoreUnavailable
 from asm_runtime.stores import SQLSessionStore
 
-__all__ = ["opened", "store_url"]
+__all__ = ["check_file", "opened", "store_url"]
 
 
 def store_url(option: str | None) -> str:
@@ -22,20 +19,11 @@ def store_url(option: str | None) -> str:
 
     Args:
         option: A URL, or the path of a SQLite file.
-
-    Raises:
-        ValidationError: It is neither.
     """
     named = option or os.environ.get("ASM_STORE")
     if not named:
         return f"sqlite:///{_own_file()}"
-    if "://" not in named:
-        return f"sqlite:///{named}"
-    try:
-        make_url(named)
-    except (ArgumentError, ValueError):  # ValueError: a port that is no number
-        raise ValidationError(f"{named!r} is no database URL") from None
-    return named
+    return named if "://" in named else f"sqlite:///{named}"
 
 
 @asynccontextmanager
@@ -52,12 +40,17 @@ async def opened(where: str | None, *, create: bool) -> AsyncGenerator[SQLSessio
         StoreUnavailable: The SQLite file is not there.
     """
     url = store_url(where)
-    _check_file(url, create=create)
+    check_file(url, create=create)
     async with SQLSessionStore(url, migrate=create) as store:
         yield store
 
 
-def _check_file(url: str, *, create: bool) -> None:
+def check_file(url: str, *, create: bool) -> None:
+    """See that a SQLite file is there, or can be made. Other databases are left to themselves.
+
+    Raises:
+        StoreUnavailable: It is not, or cannot.
+    """
     file = _sqlite_file(url)
     if file is None:
         return
@@ -72,10 +65,8 @@ def _check_file(url: str, *, create: bool) -> None:
 
 
 def _sqlite_file(url: str) -> Path | None:
-    parsed = make_url(url)
-    if parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):
-        return None
-    return Path(str(parsed.database))
+    scheme, _, path = url.partition(":///")
+    return Path(path) if scheme.startswith("sqlite") and path not in ("", ":memory:") else None
 
 
 def _own_file() -> Path:

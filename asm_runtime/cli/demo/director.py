@@ -114,6 +114,7 @@ class _Director:
         await second.alive_until(self._taken_over)
         takeover_ms = (time.monotonic() - killed_at) * 1000
         self.view.news(f"process {second.pid} has taken over, after {takeover_ms:.0f} ms", "bold green")
+        self.view.news(f"the subscriber of {SUBSCRIBED} comes back at its cursor, {left_at}")
         await second.alive_until(second.done)
         return Witness(
             seen=self._seen,
@@ -155,6 +156,8 @@ class _Director:
     def _reported(self, report: Report) -> None:
         if report.saw is not None:
             self._subscriber_saw.append(report.saw)
+            if len(self._subscriber_saw) == LEAVES_AFTER:
+                self.view.news(f"the subscriber of {SUBSCRIBED} leaves at {report.saw}")
             self._see_whether_ripe()
 
     def _see_whether_ripe(self) -> None:

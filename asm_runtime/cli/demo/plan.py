@@ -22,13 +22,13 @@ SUBSCRIBED = "counter"
 _COMMANDS = {
     "counter": "wc -l $file",
     "hasher": "cksum $file",
-    "searcher": "echo $(grep -c 'def ' $file) $file",
+    "searcher": "echo $file has $(grep -c 'def ' $file) functions",
 }
 _FOLDERS = ("json", "email", "logging", "asyncio", "http")
 
 _FILES_PER_RUN = 6
 
-_PAUSE_S = 0.2
+_PAUSE_S = 0.25
 """What a command pauses after each file, so that somebody can watch."""
 
 

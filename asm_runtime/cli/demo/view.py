@@ -99,6 +99,7 @@ class View:
 
     def _board(self) -> Table:
         board = Table.grid(padding=(0, 2))
+        board.add_row()
         for session_id, runs in self._runs.items():
             marks = Text()
             for run_id, status in runs.items():

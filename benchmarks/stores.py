@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def event(number: int = 0) -> Event:
 
 
 @contextmanager
-def folder() -> Iterator[Path]:
+def folder() -> Generator[Path]:
     """A folder on the disk of this checkout: a temporary file system would not sync."""
     path = Path(tempfile.mkdtemp(prefix=".bench-", dir=Path(__file__).parent))
     try:
@@ -39,7 +39,7 @@ def folder() -> Iterator[Path]:
 
 
 @asynccontextmanager
-async def sqlite_store(synchronous: str = "FULL") -> AsyncIterator[tuple[SQLSessionStore, Path]]:
+async def sqlite_store(synchronous: str = "FULL") -> AsyncGenerator[tuple[SQLSessionStore, Path]]:
     """A store on a fresh file, and the file."""
     with folder() as place:
         file = place / "bench.db"
@@ -48,7 +48,7 @@ async def sqlite_store(synchronous: str = "FULL") -> AsyncIterator[tuple[SQLSess
 
 
 @asynccontextmanager
-async def memory_store() -> AsyncIterator[InMemorySessionStore]:
+async def memory_store() -> AsyncGenerator[InMemorySessionStore]:
     """A store in memory."""
     async with InMemorySessionStore() as store:
         yield store

@@ -1,0 +1,75 @@
+"""The steps of the schema, applied with Alembic but without any of its files or settings.
+
+The version stands in a table of its own, `asm_schema_version`: an application's own Alembic keeps
+its table, and calls `upgrade` from one of its migrations.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from alembic.migration import MigrationContext
+from alembic.operations import Operations
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+from sqlalchemy import Connection
+
+from asm_runtime import options
+from asm_runtime.stores.sql.version import VERSION_TABLE
+
+__all__ = ["downgrade", "load", "upgrade"]
+
+
+def upgrade(connection: Connection, revision: str = "head") -> None:
+    """Bring the tables up to a revision, inside the connection's transaction.
+
+    To be called from an application's own Alembic migration with `op.get_bind()`, or on a
+    connection of its own: whoever began the transaction commits it.
+
+    Args:
+        connection: Where. Of an AsyncConnection: `await connection.run_sync(upgrade)`.
+        revision: How far; `head` is what this release needs.
+
+    Raises:
+        ValidationError: There is no such revision on the way up from the present one.
+    """
+    script = _script()
+    _run(connection, revision, lambda current, _: script._upgrade_revs(revision, current))
+
+
+def downgrade(connection: Connection, revision: str) -> None:
+    """Take the tables back to a revision, inside the connection's transaction; `base` drops them all.
+
+    Args:
+        connection: Where.
+        revision: How far back.
+
+    Raises:
+        ValidationError: There is no such revision on the way down from the present one.
+    """
+    script = _script()
+    _run(connection, revision, lambda current, _: script._downgrade_revs(revision, current))
+
+
+def load() -> None:
+    """Read the scripts from the disk, once. For who must not do that on an event loop."""
+    _script().get_heads()
+
+
+@cache
+def _script() -> ScriptDirectory:
+    return ScriptDirectory(str(Path(__file__).parent))
+
+
+def _run(connection: Connection, revision: str, steps: Any) -> None:
+    if not connection.in_transaction():
+        connection.begin()  # the caller commits; Alembic must not, step by step
+    context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE, "fn": steps})
+    try:
+        # The steps are given their operations as an argument. Alembic's global `op` would be taken
+        # from the application whose own migration may be calling this.
+        context.run_migrations(op=Operations(context))
+    except CommandError as error:
+        raise options.refused("revision", revision, f"a revision of this schema ({error})") from error

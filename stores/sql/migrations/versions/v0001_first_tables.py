@@ -1,0 +1,165 @@
+"""The first tables: sessions, runs, events, counters, artifacts, nodes, changes.
+
+Written out, not taken from `schema`: that module says what the newest step arrives at.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic.operations import Operations
+
+revision = "0001"
+down_revision = None
+branch_labels = None
+depends_on = None
+
+
+def upgrade(op: Operations) -> None:
+    """Create them."""
+    _create_sessions(op)
+    _create_runs(op)
+    _create_events(op)
+    _create_artifacts(op)
+    op.create_table(
+        "asm_session_sequences",
+        sa.Column("session_id", sa.Text, nullable=False),
+        sa.Column("last_sequence", sa.BigInteger, nullable=False),
+        sa.Column("run_revision", sa.BigInteger, nullable=False),
+        sa.Column("updated_at", sa.Text, nullable=False),
+        sa.PrimaryKeyConstraint("session_id"),
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
+        "asm_nodes",
+        sa.Column("id", sa.Text, nullable=False),
+        sa.Column("started_at", sa.Text, nullable=False),
+        sa.Column("expires_at", sa.Text, nullable=False),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    op.create_index("asm_nodes_expires_at", "asm_nodes", ["expires_at"])
+    op.create_table(
+        "asm_changes",
+        sa.Column("number", sa.Integer, nullable=False),
+        sa.Column("session_ids", sa.Text, nullable=False),
+        sa.PrimaryKeyConstraint("number"),
+    )
+
+
+def downgrade(op: Operations) -> None:
+    """Drop them, with everything in them."""
+    for table in (
+        "asm_changes",
+        "asm_nodes",
+        "asm_artifacts",
+        "asm_session_sequences",
+        "asm_events",
+        "asm_runs",
+        "asm_sessions",
+    ):
+        op.drop_table(table)
+
+
+def _create_sessions(op: Operations) -> None:
+    op.create_table(
+        "asm_sessions",
+        sa.Column("id", sa.Text, nullable=False),
+        sa.Column("agent_id", sa.Text, nullable=False),
+        sa.Column("status", sa.Text, nullable=False),
+        sa.Column("parent_session_id", sa.Text),
+        sa.Column("metadata", sa.Text, nullable=False),
+        sa.Column("context", sa.Text, nullable=False),
+        sa.Column("tags", sa.Text, nullable=False),
+        sa.Column("created_at", sa.Text, nullable=False),
+        sa.Column("updated_at", sa.Text, nullable=False),
+        sa.Column("deleted_at", sa.Text),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    op.create_index("asm_sessions_created_at", "asm_sessions", ["created_at", "id"])
+    op.create_index("asm_sessions_status", "asm_sessions", ["status", "created_at", "id"])
+    op.create_index("asm_sessions_agent_id", "asm_sessions", ["agent_id", "created_at", "id"])
+    op.create_index("asm_sessions_deleted_at", "asm_sessions", ["deleted_at"])
+
+
+def _create_runs(op: Operations) -> None:
+    op.create_table(
+        "asm_runs",
+        sa.Column("session_id", sa.Text, nullable=False),
+        sa.Column("id", sa.Text, nullable=False),
+        sa.Column("status", sa.Text, nullable=False),
+        sa.Column("position", sa.BigInteger, nullable=False),
+        sa.Column("owner", sa.Text),
+        sa.Column("attempt", sa.BigInteger, nullable=False),
+        sa.Column("input", sa.Text),
+        sa.Column("output", sa.Text),
+        sa.Column("error", sa.Text),
+        sa.Column("metadata", sa.Text, nullable=False),
+        sa.Column("turn_count", sa.BigInteger, nullable=False),
+        sa.Column("token_usage", sa.Text, nullable=False),
+        sa.Column("created_at", sa.Text, nullable=False),
+        sa.Column("started_at", sa.Text),
+        sa.Column("ended_at", sa.Text),
+        sa.Column("provider", sa.Text),
+        sa.Column("provider_metadata", sa.Text, nullable=False),
+        sa.Column("cost_usd", sa.Float(53)),
+        sa.PrimaryKeyConstraint("session_id", "id"),
+    )
+    op.create_index("asm_runs_position", "asm_runs", ["session_id", "position"], unique=True)
+    op.create_index("asm_runs_queue", "asm_runs", ["session_id", "status", "position"])
+    op.create_index("asm_runs_status", "asm_runs", ["status", "session_id", "position"])
+    op.create_index("asm_runs_id", "asm_runs", ["id"])
+    op.create_index("asm_runs_provider", "asm_runs", ["provider"])
+    op.create_index("asm_runs_started_at", "asm_runs", ["started_at"])
+
+
+def _create_events(op: Operations) -> None:
+    op.create_table(
+        "asm_events",
+        sa.Column("session_id", sa.Text, nullable=False),
+        sa.Column("sequence_number", sa.BigInteger, nullable=False),
+        sa.Column("id", sa.Text, nullable=False),
+        sa.Column("type", sa.Text, nullable=False),
+        sa.Column("run_id", sa.Text),
+        sa.Column("timestamp", sa.Text, nullable=False),
+        sa.Column("data", sa.Text, nullable=False),
+        sa.Column("metadata", sa.Text, nullable=False),
+        sa.Column("schema_version", sa.BigInteger, nullable=False),
+        sa.Column("provider", sa.Text),
+        sa.Column("correlation_id", sa.Text),
+        sa.PrimaryKeyConstraint("session_id", "sequence_number"),
+        sqlite_with_rowid=False,
+    )
+    op.create_index("asm_events_id", "asm_events", ["session_id", "id"], unique=True)
+    op.create_index("asm_events_type", "asm_events", ["session_id", "type", "sequence_number"])
+    op.create_index("asm_events_timestamp", "asm_events", ["timestamp"])
+    for column, columns in (
+        ("run_id", ["session_id", "run_id", "sequence_number"]),
+        ("provider", ["provider", "timestamp"]),
+        ("correlation_id", ["correlation_id"]),
+    ):
+        op.create_index(
+            f"asm_events_{column}", "asm_events", columns, sqlite_where=sa.text(f"{column} IS NOT NULL")
+        )
+
+
+def _create_artifacts(op: Operations) -> None:
+    op.create_table(
+        "asm_artifacts",
+        sa.Column("id", sa.Text, nullable=False),
+        sa.Column("session_id", sa.Text),
+        sa.Column("run_id", sa.Text),
+        sa.Column("key", sa.Text, nullable=False),
+        sa.Column("content_type", sa.Text),
+        sa.Column("byte_size", sa.BigInteger, nullable=False),
+        sa.Column("checksum_sha256", sa.Text, nullable=False),
+        sa.Column("storage_backend", sa.Text, nullable=False),
+        sa.Column("storage_ref", sa.Text, nullable=False),
+        sa.Column("metadata", sa.Text, nullable=False),
+        sa.Column("created_at", sa.Text, nullable=False),
+        sa.Column("deleted_at", sa.Text),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    op.create_index("asm_artifacts_session_id", "asm_artifacts", ["session_id"])
+    op.create_index("asm_artifacts_created_at", "asm_artifacts", ["created_at"])
+    op.create_index(
+        "asm_artifacts_key", "asm_artifacts", ["key"], unique=True, sqlite_where=sa.text("deleted_at IS NULL")
+    )

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from pathlib import Path
 
+import pytest
+from sqlalchemy import NullPool
+from sqlalchemy.ext.asyncio import create_async_engine
+
 from asm_runtime.clock import Clock
-from asm_runtime.stores import InMemorySessionStore
-from asm_runtime.testing.store_conformance import SessionStoreConformance
+from asm_runtime.stores import InMemorySessionStore, SQLSessionStore
+from asm_runtime.testing.store_conformance import SessionStoreConformance, SharedDataConformance
 
 
 class TestInMemory(SessionStoreConformance):
@@ -14,3 +19,40 @@ class TestInMemory(SessionStoreConformance):
 
     def new_store(self, clock: Clock, place: Path) -> InMemorySessionStore:
         return InMemorySessionStore(clock=clock)
+
+
+class TestSQLiteInMemory(SessionStoreConformance):
+    private = "lives in the memory of its process"
+
+    def new_store(self, clock: Clock, place: Path) -> SQLSessionStore:
+        return SQLSessionStore("sqlite://", clock=clock)
+
+
+class TestSQLiteFile(SharedDataConformance, SessionStoreConformance):
+    def new_store(self, clock: Clock, place: Path) -> SQLSessionStore:
+        return SQLSessionStore(f"sqlite:///{place}/asm.db", clock=clock)
+
+
+class TestSQLiteEngine(SharedDataConformance, SessionStoreConformance):
+    """Through an application's own engine on a file; the stores of a test share it."""
+
+    @pytest.fixture(autouse=True)
+    def own_engine(self, tmp_path: Path) -> None:
+        # Not in new_store: SQLAlchemy looks at the file system when it makes an engine.
+        self.engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/asm.db", poolclass=NullPool)
+
+    def new_store(self, clock: Clock, place: Path) -> SQLSessionStore:
+        return SQLSessionStore(self.engine, clock=clock)
+
+
+class TestSQLiteEngineInMemory(SharedDataConformance, SessionStoreConformance):
+    """Through an application's own engine whose one connection is the database."""
+
+    @pytest.fixture(autouse=True)
+    async def own_engine(self) -> AsyncIterator[None]:
+        self.engine = create_async_engine("sqlite+aiosqlite://")
+        yield
+        await self.engine.dispose()
+
+    def new_store(self, clock: Clock, place: Path) -> SQLSessionStore:
+        return SQLSessionStore(self.engine, clock=clock)

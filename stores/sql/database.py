@@ -1,0 +1,231 @@
+"""A SQLite database that the store opens itself: a file, or private and in memory."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol, TypeVar, TypeVarTuple
+
+from asm_runtime.errors import StoreUnavailable
+from asm_runtime.stores.sql import errors
+from asm_runtime.stores.sql.connection import ConnectionThreads
+from asm_runtime.stores.sql.nodes import Nodes
+from asm_runtime.stores.sql.opening import connect, prepare_file, upgrade_on
+from asm_runtime.stores.sql.transaction import Cursor
+
+__all__ = ["Database", "FileDatabase", "MemoryDatabase"]
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+READERS = 2
+
+WAL_PAGES = 4000
+"""After how many pages the log is folded into the database. With the default of 1000 and events of many
+sessions, the same pages are written again and again: 12 000 events/s against 20 000. The index of a
+log of up to 4062 pages is one block.
+Source: sqlite.org/walformat.html, "WAL-Index Format"."""
+
+WRITER_CACHE_KIB = 16_000
+"""The ends of the logs of a few thousand sessions that are being written to."""
+
+
+class Database(Protocol):
+    """Where a store's statements run. Jobs are plain functions that are given a cursor."""
+
+    name: str
+    """What names it in errors."""
+    is_shared: bool
+    """Whether other processes or other stores may write to it."""
+
+    async def open(self, node_id: str) -> None:
+        """Connect, bring the schema up to date, be a node."""
+        ...
+
+    async def close(self) -> None:
+        """Finish the jobs that wait and close the connections. Idempotent."""
+        ...
+
+    def close_soon(self) -> None:
+        """Begin to close and wait for nothing: the store has crashed."""
+        ...
+
+    def write(self, job: Callable[[Cursor, *Ts], T], *args: *Ts) -> Awaitable[T]:
+        """Run a job on the connection that writes, one at a time; the job begins its transactions."""
+        ...
+
+    def read(self, job: Callable[[Cursor, *Ts], T], *args: *Ts) -> Awaitable[T]:
+        """Run a job on a connection that reads. Each statement sees all that is committed.
+
+        Raises:
+            StoreError: What the database's error means.
+        """
+        ...
+
+    def dead(self, node_ids: list[str]) -> Awaitable[list[str]]:
+        """Which of those nodes are not alive."""
+        ...
+
+
+class MemoryDatabase:
+    """A database that nobody else sees and that ends with the store.
+
+    Its one connection reads and writes.
+    """
+
+    name = "sqlite://"
+    is_shared = False
+
+    def __init__(self) -> None:
+        self._threads: ConnectionThreads | None = None
+        self._node_id: str | None = None
+
+    async def open(self, node_id: str) -> None:
+        """Make it, with its tables."""
+        self._node_id = node_id
+        self._threads = ConnectionThreads(self._connect, name="asm-sqlite")
+        await _translating(self._threads.open(), self.name)
+
+    async def close(self) -> None:
+        """See the protocol."""
+        if self._threads is not None:
+            await self._threads.close()
+
+    def close_soon(self) -> None:
+        """See the protocol."""
+        if self._threads is not None:
+            self._threads.close_soon()
+
+    def write(self, job: Callable[[Cursor, *Ts], T], *args: *Ts) -> Awaitable[T]:
+        """See the protocol."""
+        assert self._threads is not None
+        return self._threads.run(job, *args)
+
+    def read(self, job: Callable[[Cursor, *Ts], T], *args: *Ts) -> Awaitable[T]:
+        """See the protocol."""
+        assert self._threads is not None
+        return self._threads.run(_reading, self.name, job, args)
+
+    async def dead(self, node_ids: list[str]) -> list[str]:
+        """Nobody else is there."""
+        return [id for id in node_ids if id != self._node_id]
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = connect(":memory:", 0)
+        upgrade_on(connection)
+        return connection
+
+
+class FileDatabase:
+    """A database file in WAL mode: one connection writes, others read beside it.
+
+    Args:
+        path: The file; made if it is missing.
+        synchronous: `FULL` or `NORMAL`.
+        migrate: Whether to bring the schema up to date.
+        busy_timeout_ms: How long a statement waits for a lock of another connection.
+    """
+
+    is_shared = True
+
+    def __init__(self, path: str, *, synchronous: str, migrate: bool, busy_timeout_ms: int) -> None:
+        self.name = f"sqlite:///{path}"
+        self._path = path
+        self._synchronous = synchronous
+        self._migrate = migrate
+        self._busy_timeout_ms = busy_timeout_ms
+        self._nodes = Nodes(path)
+        self._writer: ConnectionThreads | None = None
+        self._readers: ConnectionThreads | None = None
+
+    async def open(self, node_id: str) -> None:
+        """See the protocol.
+
+        Raises:
+            StoreUnavailable: The file cannot be opened, or is locked for too long.
+            MigrationRequired: The schema is not the one that is needed.
+            StoreError: It is no database.
+        """
+        self._writer = ConnectionThreads(self._connect_writer, name="asm-sqlite-writer")
+        self._readers = ConnectionThreads(self._connect_reader, count=READERS, name="asm-sqlite-reader")
+        await _translating(self._writer.open(), self.name)
+        try:
+            await _translating(self._readers.open(), self.name)
+            await _translating(self._writer.run(lambda _: self._nodes.join(node_id)), self.name)
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """See the protocol."""
+        if self._readers is not None:
+            await self._readers.close()
+        if self._writer is not None:
+            self.close_soon()
+            await self._writer.close()
+
+    def close_soon(self) -> None:
+        """See the protocol."""
+        if self._readers is not None:
+            self._readers.close_soon()
+        if self._writer is not None and not self._writer.closing:
+            self._writer.run(lambda _: self._nodes.leave())
+            self._writer.close_soon()
+
+    def write(self, job: Callable[[Cursor, *Ts], T], *args: *Ts) -> Awaitable[T]:
+        """See the protocol."""
+        assert self._writer is not None
+        return self._writer.run(job, *args)
+
+    def read(self, job: Callable[[Cursor, *Ts], T], *args: *Ts) -> Awaitable[T]:
+        """See the protocol."""
+        assert self._readers is not None
+        return self._readers.run(_reading, self.name, job, args)
+
+    def dead(self, node_ids: list[str]) -> Awaitable[list[str]]:
+        """Those whose process does not hold its lock."""
+        return self.read(lambda _: self._nodes.dead(node_ids))
+
+    def _connect_writer(self) -> sqlite3.Connection:
+        folder = os.path.dirname(os.path.realpath(self._path))
+        if not os.path.isdir(folder):
+            raise StoreUnavailable(f"{self.name}: there is no directory {folder}")
+        connection = connect(self._path, self._busy_timeout_ms)
+        try:
+            prepare_file(connection, self.name, self._nodes, migrate=self._migrate)
+            # On macOS a plain fsync leaves the data in the drive's cache. Elsewhere this does nothing.
+            full = self._synchronous == "FULL"
+            for name, value in (
+                ("synchronous", self._synchronous),
+                ("fullfsync", full),
+                ("checkpoint_fullfsync", full),
+                ("wal_autocheckpoint", WAL_PAGES),
+                ("cache_size", -WRITER_CACHE_KIB),
+            ):
+                connection.execute(f"PRAGMA {name} = {value}")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _connect_reader(self) -> sqlite3.Connection:
+        connection = connect(self._path, self._busy_timeout_ms)
+        connection.execute("PRAGMA query_only = 1")
+        return connection
+
+
+def _reading(cursor: sqlite3.Cursor, name: str, job: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    try:
+        return job(cursor, *args)
+    except sqlite3.Error as error:
+        raise errors.translated(error, name) from error
+
+
+async def _translating(opening: Awaitable[None], name: str) -> None:
+    try:
+        await opening
+    except sqlite3.Error as error:
+        raise errors.translated(error, name) from error
+    except OSError as error:
+        raise StoreUnavailable(f"{name}: {error}") from error

@@ -1,0 +1,191 @@
+"""Many requests, one transaction.
+
+Everything that waits is run in one transaction, in the order in which it came: one commit, one
+fsync, for hundreds of requests. Should the database refuse, they are run again each in a transaction
+of its own, so that only the one it refuses fails.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from itertools import groupby
+from typing import Any, TypeAlias, cast
+
+import msgspec
+
+from asm_runtime.errors import AsmError, StoreError
+from asm_runtime.payload import decode
+from asm_runtime.stores.sql import errors, operations, statements
+from asm_runtime.stores.sql.transaction import Cursor, Effect, Transaction
+
+__all__ = ["ChangeFeed", "Outcome", "Request", "Writer"]
+
+Request: TypeAlias = tuple[Callable[..., Any], tuple[Any, ...]]
+"""One of `operations`, and its arguments after the transaction."""
+
+KEPT_CHANGES = 512
+"""How many commits the change feed reaches back. Whoever missed more reads again whatever it waits for."""
+
+FORGET_EVERY = 64
+"""After how many commits the older ones are deleted."""
+
+_NEVER = 2**63 - 1
+
+
+class ChangeFeed:
+    """What others have committed since it was last looked at. Belongs to whoever writes."""
+
+    def __init__(self) -> None:
+        self._seen = 0
+        self._changed: set[str] = set()
+        self._missed = False
+
+    def begin(self, cursor: Cursor) -> None:
+        """What was committed by now is not news."""
+        cursor.execute(statements.NEXT_CHANGE)
+        self._seen = cursor.fetchone()[0] - 1
+
+    def look(self, cursor: Cursor, before: int = _NEVER) -> None:
+        """Note what is past the last look, up to our own change with the number `before`."""
+        if before == self._seen + 1:
+            return
+        cursor.execute(statements.CHANGES, (self._seen, before))
+        first, last, lists = cursor.fetchone()
+        if last is not None:
+            self._missed = self._missed or first > self._seen + 1
+            self._changed.update(id for ids in decode(lists) for id in ids)
+            self._seen = last
+
+    def committed(self, number: int) -> None:
+        """Our own change with that number is no news; all before it were looked at."""
+        self._seen = number
+
+    def take(self) -> list[str] | None:
+        """The sessions that others have changed; None: more than is known."""
+        changed, missed = self._changed, self._missed
+        self._changed, self._missed = set(), False
+        return None if missed else list(changed)
+
+
+class Outcome(msgspec.Struct, gc=False):
+    """What became of a group."""
+
+    results: list[Any]
+    """For each request what it returned, or the exception that it raised."""
+    effects: list[Effect]
+    """What was committed, in order."""
+    foreign: list[str] | None
+    """Sessions that others have changed; None: more than is known."""
+    commits: int
+    """How many transactions have changed something."""
+
+
+class Writer:
+    """Runs groups on one connection at a time.
+
+    Args:
+        node_id: Of the store.
+        database: What names the database in errors.
+    """
+
+    def __init__(self, *, node_id: str, database: str) -> None:
+        self._node_id = node_id
+        self._database = database
+        self.feed = ChangeFeed()
+
+    def run(self, cursor: Cursor, requests: Sequence[Request], now: datetime) -> Outcome:
+        """Run requests in one transaction, or, where that fails, each in its own.
+
+        Never raises for a request: its error is its result.
+
+        Args:
+            cursor: Of a connection outside a transaction.
+            requests: What waits, in order.
+            now: The time of the transaction.
+        """
+        outcome = Outcome([], [], [], 0)
+        try:
+            try:
+                outcome.results = self._together(cursor, requests, now, outcome, careful=False)
+            except sqlite3.IntegrityError:  # most likely an event that is stored already
+                outcome.results = self._together(cursor, requests, now, outcome, careful=True)
+        except Exception as error:
+            if isinstance(error, sqlite3.Error) and errors.is_busy(error):
+                # Nothing was begun, and each alone would wait as long again.
+                outcome.results = [self._reason(error) for _ in requests]
+            else:
+                outcome.results = [self._alone(cursor, request, now, outcome) for request in requests]
+        if not outcome.effects:  # else the last transaction has looked
+            self._look(cursor)
+        outcome.foreign = self.feed.take()
+        return outcome
+
+    def _look(self, cursor: Cursor) -> None:
+        try:
+            self.feed.look(cursor)
+        except sqlite3.Error:  # out of reach just now: whoever waits looks again
+            pass
+
+    def _alone(self, cursor: Cursor, request: Request, now: datetime, outcome: Outcome) -> Any:
+        try:
+            return self._together(cursor, [request], now, outcome, careful=True)[0]
+        except Exception as error:
+            return self._reason(error)
+
+    def _together(
+        self, cursor: Cursor, requests: Sequence[Request], now: datetime, outcome: Outcome, *, careful: bool
+    ) -> list[Any]:
+        if not requests:
+            return []
+        cursor.execute("BEGIN IMMEDIATE")
+        try:
+            transaction = Transaction(cursor, node_id=self._node_id, now=now, careful=careful)
+            results = _results(transaction, requests)
+            number = transaction.settle()
+            if number is not None:
+                self.feed.look(cursor, before=number)
+                if number % FORGET_EVERY == 0:
+                    cursor.execute(statements.FORGET_CHANGES, (number - KEPT_CHANGES,))
+            cursor.execute("COMMIT")  # where nothing was written this syncs nothing
+        except BaseException:
+            try:
+                cursor.execute("ROLLBACK")
+            except sqlite3.Error:  # the database has rolled back by itself
+                pass
+            raise
+        if number is not None:
+            self.feed.committed(number)
+        outcome.effects += transaction.effects
+        outcome.commits += transaction.wrote
+        return results
+
+    def _reason(self, error: Exception) -> AsmError:
+        if isinstance(error, AsmError):
+            return error
+        if isinstance(error, sqlite3.Error):
+            return errors.translated(error, self._database)
+        failure = StoreError(f"{self._database}: the request failed: {error!r}")
+        failure.__cause__ = error
+        return failure
+
+
+def _results(transaction: Transaction, requests: Sequence[Request]) -> list[Any]:
+    """Run requests in order; a refusal is a result. Neighbouring appends become one."""
+    results: list[Any] = []
+    for operation, neighbours in groupby(requests, key=_operation):
+        if operation is operations.append:
+            batches = [cast("tuple[Any, Any]", arguments) for _, arguments in neighbours]
+            results += operations.append_all(transaction, batches)
+            continue
+        for _, arguments in neighbours:
+            try:
+                results.append(operation(transaction, *arguments))
+            except AsmError as refusal:
+                results.append(refusal)
+    return results
+
+
+def _operation(request: Request) -> Callable[..., Any]:
+    return request[0]

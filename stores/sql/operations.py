@@ -1,0 +1,206 @@
+"""What a store's requests do inside a write transaction.
+
+Each is given the transaction and its arguments, in canonical form. It checks first, and raises
+before it has written anything: a refusal needs no rollback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+from asm_runtime.errors import AsmError, StoreError
+from asm_runtime.ports import ExecutionResult
+from asm_runtime.records import OPEN_RUN_STATUSES, Event, Fence, Run, RunStatus, Session, SessionStatus
+from asm_runtime.stores import rules
+from asm_runtime.stores.sql import statements
+from asm_runtime.stores.sql.rows import EventRow, run_of, run_row, session_row, text_of
+from asm_runtime.stores.sql.transaction import Transaction
+
+__all__ = [
+    "append",
+    "append_all",
+    "claim_run",
+    "delete_session",
+    "enqueue_run",
+    "flush",
+    "release_run",
+    "save_run",
+    "save_session",
+    "unclaim_run",
+]
+
+S = TypeVar("S", SessionStatus, RunStatus)
+
+
+def append(transaction: Transaction, rows: Sequence[EventRow], fence: Fence | None) -> list[Event]:
+    """Store events, if the fence holds."""
+    transaction.check_fence(fence)
+    return transaction.append([rows])[0]
+
+
+def append_all(
+    transaction: Transaction, requests: Sequence[tuple[Sequence[EventRow], Fence | None]]
+) -> list[list[Event] | AsmError]:
+    """What `append` does for each of many requests, in the statements of one."""
+    fences = {fence for _, fence in requests if fence is not None}
+    runs = transaction.fenced_runs(list(fences)) if fences else {}
+    outcomes: list[list[Event] | AsmError | None] = []
+    for _, fence in requests:
+        try:
+            if fence is not None:
+                rules.check_fence(fence, *runs.get((fence.session_id, fence.run_id), (None, 0)))
+            outcomes.append(None)
+        except AsmError as refusal:
+            outcomes.append(refusal)
+    admitted = [rows for (rows, _), refusal in zip(requests, outcomes, strict=True) if refusal is None]
+    stored = iter(transaction.append(admitted))
+    return [next(stored) if refusal is None else refusal for refusal in outcomes]
+
+
+def save_session(transaction: Transaction, session: Session, expected: str | None) -> None:
+    """Upsert a session."""
+    stored = _check_session(transaction, session, expected)
+    if session.status is SessionStatus.COMPLETED:
+        rules.check_completion(session, stored, _open_runs(transaction, session.id))
+    _write_session(transaction, session, stored)
+
+
+def save_run(transaction: Transaction, run: Run, expected: str | None) -> None:
+    """Upsert a run."""
+    _check_run(transaction, run, expected)
+    _write_run(transaction, run)
+
+
+def flush(
+    transaction: Transaction,
+    result: ExecutionResult,
+    rows: Sequence[EventRow],
+    fence: Fence | None,
+    expected_session: str | None,
+    expected_run: str | None,
+) -> list[Event]:
+    """Store a session, a run and events (`rows`: those of the result), all or nothing."""
+    session, run = result.session, result.run
+    transaction.check_fence(fence)
+    stored_run = None if run is None else _check_run(transaction, run, expected_run)
+    stored_session = None
+    if session is not None:
+        stored_session = _check_session(transaction, session, expected_session)
+        if session.status is SessionStatus.COMPLETED:
+            open_runs = _open_runs(transaction, session.id)
+            if run is not None and run.session_id == session.id:
+                open_runs += (run.status in OPEN_RUN_STATUSES) - (stored_run in OPEN_RUN_STATUSES)
+            rules.check_completion(session, stored_session, open_runs)
+    if session is not None:
+        _write_session(transaction, session, stored_session)
+    if run is not None:
+        _write_run(transaction, run)
+    return transaction.append([rows])[0]
+
+
+def delete_session(transaction: Transaction, session_id: str) -> None:
+    """Remove everything of a session."""
+    removed = sum(transaction.write(statement, (session_id,)) for statement in statements.DELETE_SESSION)
+    transaction.deleted(session_id, existed=removed > 0)
+
+
+def enqueue_run(transaction: Transaction, run: Run, max_open_runs: int | None) -> Run:
+    """Accept a run, or find that it is accepted."""
+    session_status, open_runs, *columns = transaction.row(
+        statements.ENQUEUE_FACTS, run.session_id, run.id, max_open_runs or 0
+    )
+    known = rules.check_enqueue(
+        run,
+        None if columns[0] is None else run_of(columns),
+        _stored_status(f"session {run.session_id}", session_status, SessionStatus),
+        open_runs,
+        max_open_runs,
+    )
+    if known is not None:
+        return known
+    _write_run(transaction, run)
+    return run
+
+
+def claim_run(
+    transaction: Transaction, session_id: str, max_concurrent_runs: int | None, run_id: str | None
+) -> Run | None:
+    """Make a pending run this node's, if there is one and a slot for it."""
+    limit = max_concurrent_runs or 0
+    if run_id is None:
+        facts = transaction.row(statements.CLAIM_FIRST_FACTS, session_id, limit)
+    else:
+        facts = transaction.row(statements.CLAIM_ONE_FACTS, session_id, limit, run_id)
+    if facts is None:
+        return None
+    session_status, running, *columns = facts
+    if session_status is not None and session_status != SessionStatus.ACTIVE:
+        return None
+    if max_concurrent_runs is not None and running >= max_concurrent_runs:
+        return None
+    pending = run_of(columns)
+    claimed = pending.with_status(RunStatus.RUNNING, at=transaction.now).replace(
+        owner=transaction.node_id, attempt=pending.attempt + 1
+    )
+    transaction.write(
+        statements.CLAIM_RUN,
+        (claimed.owner, claimed.attempt, text_of(transaction.now), session_id, claimed.id),
+    )
+    transaction.run_changed(session_id)
+    return claimed
+
+
+def release_run(transaction: Transaction, fence: Fence) -> None:
+    """Clear the owner of a run that still runs under that attempt."""
+    if transaction.write(statements.RELEASE_RUN, (fence.session_id, fence.run_id, fence.attempt)):
+        transaction.run_changed(fence.session_id)
+
+
+def unclaim_run(transaction: Transaction, fence: Fence) -> None:
+    """Put a run back in its place in the queue that was claimed for nobody."""
+    if transaction.write(statements.UNCLAIM_RUN, (fence.session_id, fence.run_id, fence.attempt)):
+        transaction.run_changed(fence.session_id)
+
+
+def _check_session(transaction: Transaction, session: Session, expected: str | None) -> SessionStatus | None:
+    row = transaction.row(statements.SESSION_STATUS, session.id)
+    stored = _stored_status(f"session {session.id}", row and row[0], SessionStatus)
+    rules.check_expected_status(session, stored, expected)
+    rules.check_status_kept(session, stored)
+    return stored
+
+
+def _check_run(transaction: Transaction, run: Run, expected: str | None) -> RunStatus | None:
+    row = transaction.row(statements.RUN_STATUS, run.session_id, run.id)
+    stored = _stored_status(f"run {run.id} of session {run.session_id}", row and row[0], RunStatus)
+    rules.check_expected_status(run, stored, expected)
+    rules.check_status_kept(run, stored)
+    return stored
+
+
+def _stored_status(name: str, text: str | None, kind: type[S]) -> S | None:
+    if text is None:
+        return None
+    try:
+        return kind(text)
+    except ValueError:
+        raise StoreError(
+            f"{name} is stored with the status {text!r}, which this release does not know"
+        ) from None
+
+
+def _open_runs(transaction: Transaction, session_id: str) -> int:
+    count: int = transaction.row(statements.OPEN_RUNS, session_id)[0]
+    return count
+
+
+def _write_session(transaction: Transaction, session: Session, stored: SessionStatus | None) -> None:
+    transaction.write(statements.SAVE_SESSION, session_row(session))
+    if stored is not session.status:
+        transaction.run_changed(session.id)
+
+
+def _write_run(transaction: Transaction, run: Run) -> None:
+    transaction.write(statements.SAVE_RUN, run_row(run))
+    transaction.run_changed(run.session_id)

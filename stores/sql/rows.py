@@ -1,0 +1,194 @@
+"""Records as rows and back.
+
+JSON columns hold the text that msgspec makes of the value, so numbers and keys come back exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from asm_runtime.errors import StoreError
+from asm_runtime.payload import decode, encode
+from asm_runtime.records import Event, Run, RunStatus, Session, SessionStatus
+
+__all__ = [
+    "EventRow",
+    "Row",
+    "event_of",
+    "event_row",
+    "events_of",
+    "run_of",
+    "run_row",
+    "session_of",
+    "session_row",
+    "text_of",
+]
+
+Row = tuple[Any, ...]
+EventRow = tuple[Event, Row]
+"""An event on its way into the log, and its columns but for the number, which comes last."""
+
+
+def text_of(at: datetime) -> str:
+    """A UTC time as stored: always as long, so that text order is time order."""
+    return at.isoformat(timespec="microseconds")[:-6] + "Z"  # "+00:00" ends every UTC time
+
+
+def event_row(event: Event) -> EventRow:
+    """An event in canonical form, with its row but for the number: see `statements.INSERT_EVENTS`."""
+    data, metadata = event.data, event.metadata
+    return event, (
+        event.session_id,
+        event.id,
+        str.__str__(event.type),
+        event.run_id,
+        text_of(event.timestamp),
+        encode(data).decode() if data else "{}",
+        encode(metadata).decode() if metadata else "{}",
+        event.schema_version,
+        event.provider,
+        event.correlation_id,
+    )
+
+
+_decode_events = msgspec.json.Decoder(list[Event]).decode
+
+
+def events_of(page: str) -> list[Event] | None:
+    """The events of a JSON list, as `statements.page` makes it; None if one of them cannot be read."""
+    try:
+        return _decode_events(page)
+    except msgspec.DecodeError:  # also: a type that this release does not know
+        return None
+
+
+def event_of(session_id: str, number: int, text: str) -> Event:
+    """The event of a JSON object, as `statements.page` makes it row by row.
+
+    Raises:
+        StoreError: The row holds what this release cannot read; names it.
+    """
+    try:
+        return msgspec.json.decode(text, type=Event)
+    except msgspec.DecodeError as error:
+        raise StoreError(
+            f"event {number} of session {session_id} cannot be read: {error}",
+            details={"session_id": session_id, "sequence_number": number},
+        ) from error
+
+
+def session_row(session: Session) -> Row:
+    """A session's columns, in the order of `statements.SESSION_COLUMNS`."""
+    return (
+        session.id,
+        session.agent_id,
+        str.__str__(session.status),
+        session.parent_session_id,
+        encode(session.metadata).decode(),
+        encode(session.context).decode(),
+        encode(session.tags).decode(),
+        text_of(session.created_at),
+        text_of(session.updated_at),
+        _optional_text(session.deleted_at),
+    )
+
+
+def session_of(row: Sequence[Any]) -> Session:
+    """The session of such a row.
+
+    Raises:
+        StoreError: The row holds what this release cannot read; names it.
+    """
+    try:
+        return Session(
+            id=row[0],
+            agent_id=row[1],
+            status=SessionStatus(row[2]),
+            parent_session_id=row[3],
+            metadata=decode(row[4]),
+            context=decode(row[5]),
+            tags=decode(row[6]),
+            created_at=datetime.fromisoformat(row[7]),
+            updated_at=datetime.fromisoformat(row[8]),
+            deleted_at=_optional_time(row[9]),
+        )
+    except (ValueError, TypeError, msgspec.DecodeError) as error:
+        raise StoreError(
+            f"session {row[0]} cannot be read: {error}", details={"session_id": row[0]}
+        ) from error
+
+
+def run_row(run: Run) -> Row:
+    """A run's columns, in the order of `statements.RUN_COLUMNS`."""
+    return (
+        run.session_id,
+        run.id,
+        str.__str__(run.status),
+        run.owner,
+        run.attempt,
+        _optional_json(run.input),
+        _optional_json(run.output),
+        _optional_json(run.error),
+        encode(run.metadata).decode(),
+        run.turn_count,
+        encode(run.token_usage).decode(),
+        text_of(run.created_at),
+        _optional_text(run.started_at),
+        _optional_text(run.ended_at),
+        run.provider,
+        encode(run.provider_metadata).decode(),
+        run.cost_usd,
+    )
+
+
+def run_of(row: Sequence[Any]) -> Run:
+    """The run of such a row.
+
+    Raises:
+        StoreError: The row holds what this release cannot read; names it.
+    """
+    try:
+        return Run(
+            session_id=row[0],
+            id=row[1],
+            status=RunStatus(row[2]),
+            owner=row[3],
+            attempt=row[4],
+            input=_optional_value(row[5]),
+            output=_optional_value(row[6]),
+            error=_optional_value(row[7]),
+            metadata=decode(row[8]),
+            turn_count=row[9],
+            token_usage=decode(row[10]),
+            created_at=datetime.fromisoformat(row[11]),
+            started_at=_optional_time(row[12]),
+            ended_at=_optional_time(row[13]),
+            provider=row[14],
+            provider_metadata=decode(row[15]),
+            cost_usd=row[16],
+        )
+    except (ValueError, TypeError, msgspec.DecodeError) as error:
+        raise StoreError(
+            f"run {row[1]} of session {row[0]} cannot be read: {error}",
+            details={"session_id": row[0], "run_id": row[1]},
+        ) from error
+
+
+def _optional_text(at: datetime | None) -> str | None:
+    return None if at is None else text_of(at)
+
+
+def _optional_time(text: str | None) -> datetime | None:
+    return None if text is None else datetime.fromisoformat(text)
+
+
+def _optional_json(value: Any) -> str | None:
+    return None if value is None else encode(value).decode()
+
+
+def _optional_value(text: str | None) -> Any:
+    return None if text is None else decode(text)

@@ -1,0 +1,452 @@
+"""Sessions in a SQL database."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, TypeVarTuple, cast
+
+from asm_runtime import options
+from asm_runtime.actor import GroupActor, Letter
+from asm_runtime.clock import SYSTEM_CLOCK, Clock
+from asm_runtime.errors import ActorStopped, MailboxFull, StoreError
+from asm_runtime.ids import new_id
+from asm_runtime.observer import observer
+from asm_runtime.ports import ExecutionResult, ExpectedStatus, Order
+from asm_runtime.records import Event, EventType, Fence, Run, RunStatus, Session, SessionStatus
+from asm_runtime.stores import rules
+from asm_runtime.stores.sql import operations, reading
+from asm_runtime.stores.sql.group import Outcome, Request, Writer
+from asm_runtime.stores.sql.paging import Pages
+from asm_runtime.stores.sql.rows import event_row
+from asm_runtime.stores.sql.target import database_of
+from asm_runtime.stores.sql.transaction import Appended, Deleted, Transaction
+from asm_runtime.stores.waiters import EventFilter, EventWaiters, RevisionWaiters
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+__all__ = ["SQLSessionStore"]
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+Debt: TypeAlias = "tuple[Callable[[Transaction, Fence], None], Fence]"
+
+LOOK_EVERY_SECONDS = 0.03
+"""How often a store looks for what other processes have committed, while somebody waits for it."""
+
+RETRY_SECONDS = 1.0
+"""After how long a release is written again that could not be."""
+
+
+class SQLSessionStore(GroupActor):
+    """Keeps `asm_runtime.ports.SessionStore` in a SQLite database.
+
+    What waits in the mailbox is committed as one transaction; reads have connections of their own
+    and never wait behind it. Any number of stores, in any number of processes, may share a file.
+
+    A row that this release cannot read (somebody wrote an unknown status or broken JSON into it) is
+    a `StoreError` that names it, for the calls whose answer holds it; reads past it go on.
+
+    Args:
+        url_or_engine: `sqlite:///file.db` (`sqlite:////` for an absolute path), `sqlite://` for a
+            private one in memory, or an application's own `AsyncEngine` on `sqlite+aiosqlite`. Of
+            an engine the pool is shared, and never disposed; how durable it is and how long it waits
+            for a lock is up to its connections.
+        synchronous: `FULL`: what was acknowledged survives a power cut. `NORMAL`: a power cut may
+            lose the last commits, a killed process loses nothing.
+        migrate: Whether to make the tables, and bring them up to date, on start; if not, a schema
+            that is not the one needed is a `MigrationRequired`. None: yes.
+        busy_timeout_ms: How long to wait for a lock that another process holds.
+        lease_ttl_ms: How long a node counts as alive after its last sign of life, on a server
+            database. On SQLite the operating system knows.
+        mailbox_limit: How many writes may wait; then callers are suspended.
+        clock: The source of its times and timers.
+
+    Attributes:
+        node_id: The owner of the runs that it claims.
+    """
+
+    def __init__(
+        self,
+        url_or_engine: str | AsyncEngine,
+        *,
+        synchronous: str = "FULL",
+        migrate: bool | None = None,
+        busy_timeout_ms: int = 10_000,
+        lease_ttl_ms: int = 10_000,
+        mailbox_limit: int = 10_000,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        super().__init__(mailbox_limit=mailbox_limit, clock=clock)
+        if migrate is not None and not isinstance(migrate, bool):
+            raise options.refused("migrate", migrate, "True, False or None")
+        options.integer("lease_ttl_ms", lease_ttl_ms, minimum=1)
+        self._database = database_of(
+            url_or_engine,
+            synchronous=options.choice("synchronous", synchronous, ("FULL", "NORMAL")),
+            migrate=migrate is not False,
+            busy_timeout_ms=options.integer("busy_timeout_ms", busy_timeout_ms, minimum=0),
+        )
+        self.node_id = new_id("nod_")
+        self._writer = Writer(node_id=self.node_id, database=self._database.name)
+        self._readers = EventWaiters(clock)
+        self._watchers = RevisionWaiters(clock)
+        self._calls = _CallsUnderWay()
+        self._pages = Pages(self._database)
+        self._looks_soon = False
+        self._owed: dict[Debt, None] = {}
+        """Releases that could not be written, or whose caller is gone: they go with the next group."""
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._database.name}>"
+
+    async def on_start(self) -> None:
+        """Connect, bring the schema up to date, be a node."""
+        await self._database.open(self.node_id)
+        try:
+            await self._database.write(self._writer.feed.begin)
+        except BaseException:
+            await self._database.close()
+            raise
+
+    async def on_stop(self) -> None:
+        """Answer who waits and who reads, then disconnect."""
+        self._answer_waiters()
+        await self._calls.ended()
+        await self._database.close()
+
+    def on_crash(self, reason: BaseException) -> None:
+        """Answer who waits."""
+        self._answer_waiters()
+        self._database.close_soon()
+
+    def _answer_waiters(self) -> None:
+        self._readers.stop()
+        self._watchers.stop()
+
+    # -- writing
+
+    def _write(self, operation: Callable[[Transaction, *Ts], T], *args: *Ts) -> asyncio.Future[T]:
+        """Have an operation run in the next transaction."""
+        return self.call(cast("Callable[[*Ts], T]", operation), *args)
+
+    async def handle_group(self, letters: list[Letter]) -> None:
+        """Commit everything that waits as one transaction; tell callers and waiters."""
+        if any(letter[0] is _look for letter in letters):
+            self._looks_soon = False
+        letters = [letter for letter in letters if letter[2] is not None]
+        owed = list(self._owed)
+        requests: list[Request] = [(operation, (fence,)) for operation, fence in owed]
+        requests += [(operation, args) for operation, args, _ in letters]
+        outcome = await self._database.write(self._writer.run, requests, self._clock.now())
+        self._settle(owed, outcome.results)
+        self._tell_waiters(outcome)
+        self._answer(letters, outcome.results[len(owed) :])
+        if outcome.commits:
+            events = sum(len(effect.events) for effect in outcome.effects if isinstance(effect, Appended))
+            observer().group_committed(len(requests), events)
+        if self._readers or self._watchers:
+            self._look_soon()
+
+    def _answer(self, letters: list[Letter], results: list[Any]) -> None:
+        for (operation, _, reply), result in zip(letters, results, strict=True):
+            if reply is None or reply.done():
+                if operation is operations.claim_run and isinstance(result, Run):
+                    self._owe(operations.unclaim_run, result.fence)
+            elif isinstance(result, BaseException):
+                reply.set_exception(result)
+            else:
+                reply.set_result(result)
+
+    def _tell_waiters(self, outcome: Outcome) -> None:
+        if outcome.foreign is None:
+            changed = {*self._readers.sessions(), *self._watchers.sessions()}
+        else:
+            changed = set(outcome.foreign)
+        for session_id in changed:
+            self._readers.changed(session_id)
+            self._watchers.changed(session_id)
+        for effect in outcome.effects:
+            if isinstance(effect, Appended):
+                if self._readers:
+                    for session_id, events in _by_session(effect.events).items():
+                        self._readers.appended(session_id, events)
+            elif isinstance(effect, Deleted):
+                self._readers.deleted(effect.session_id)
+                self._watchers.deleted(effect.session_id)
+            else:
+                self._watchers.changed(effect.session_id, effect.revision)
+
+    def _look_soon(self) -> None:
+        """See in a moment what others have committed, if there may be others."""
+        if self._database.is_shared and not self._looks_soon:
+            self._looks_soon = True
+            self.send_after(LOOK_EVERY_SECONDS, _look)
+
+    def _owe(self, operation: Callable[[Transaction, Fence], None], fence: Fence) -> None:
+        """See to it that a run is given up here, whatever happens to the caller or the database."""
+        self._owed[operation, fence] = None
+        try:
+            self.cast_nowait(_pay)
+        except (MailboxFull, ActorStopped):
+            pass  # a group is on its way; or the node ends, and all its claims with it
+
+    def _settle(self, owed: list[Debt], results: list[Any]) -> None:
+        for debt, result in zip(owed, results, strict=False):
+            if not isinstance(result, StoreError):
+                del self._owed[debt]
+        if not self._owed.keys().isdisjoint(owed):
+            self.send_after(RETRY_SECONDS, _pay)
+
+    # -- sessions and runs
+
+    async def save_session(self, session: Session, *, expected_status: ExpectedStatus | None = None) -> None:
+        """See `SessionStore`."""
+        session = rules.checked("session", session, Session)
+        expected = rules.expected_session_status("expected_status", expected_status)
+        await self._write(operations.save_session, session, expected)
+
+    async def get_session(self, session_id: str) -> Session:
+        """See `SessionStore`."""
+        session_id = options.identifier("session_id", session_id)
+        with await self._under_way():
+            return await self._database.read(reading.session, session_id)
+
+    async def list_sessions(
+        self,
+        *,
+        status: SessionStatus | str | Collection[SessionStatus | str] | None = None,
+        agent_id: str | Collection[str] | None = None,
+        limit: int | None = None,
+        offset: int = 0,
+    ) -> list[Session]:
+        """See `SessionStore`."""
+        statuses = options.members("status", status, SessionStatus)
+        agents = options.identifiers("agent_id", agent_id)
+        limit = options.integer("limit", limit, minimum=1, optional=True)
+        offset = options.integer("offset", offset, minimum=0)
+        with await self._under_way():
+            return await self._pages.sessions(statuses, agents, limit, offset)
+
+    async def delete_session(self, session_id: str) -> None:
+        """See `SessionStore`."""
+        await self._write(operations.delete_session, options.identifier("session_id", session_id))
+
+    async def save_run(self, run: Run, *, expected_status: ExpectedStatus | None = None) -> None:
+        """See `SessionStore`."""
+        run = rules.checked("run", run, Run)
+        expected = rules.expected_run_status("expected_status", expected_status)
+        await self._write(operations.save_run, run, expected)
+
+    async def get_run(self, run_id: str, *, session_id: str | None = None) -> Run:
+        """See `SessionStore`."""
+        run_id = options.identifier("run_id", run_id)
+        session_id = options.optional_identifier("session_id", session_id)
+        with await self._under_way():
+            return await self._database.read(reading.run, run_id, session_id)
+
+    async def list_runs(
+        self,
+        session_id: str,
+        *,
+        status: RunStatus | str | Collection[RunStatus | str] | None = None,
+        limit: int | None = None,
+    ) -> list[Run]:
+        """See `SessionStore`."""
+        session_id = options.identifier("session_id", session_id)
+        statuses = options.members("status", status, RunStatus)
+        limit = options.integer("limit", limit, minimum=1, optional=True)
+        with await self._under_way():
+            return await self._pages.runs(session_id, statuses, limit)
+
+    async def get_active_run(self, session_id: str) -> Run | None:
+        """See `SessionStore`."""
+        session_id = options.identifier("session_id", session_id)
+        with await self._under_way():
+            return await self._database.read(reading.active_run, session_id)
+
+    async def flush(
+        self,
+        result: ExecutionResult,
+        *,
+        fence: Fence | None = None,
+        expected_session_status: ExpectedStatus | None = None,
+        expected_run_status: ExpectedStatus | None = None,
+    ) -> list[Event]:
+        """See `SessionStore`."""
+        expected_session = rules.expected_session_status("expected_session_status", expected_session_status)
+        expected_run = rules.expected_run_status("expected_run_status", expected_run_status)
+        result = rules.checked_result(result, expected_session, expected_run)
+        fence = rules.optional_fence(fence)
+        rows = [event_row(event) for event in result.events]
+        return await self._write(operations.flush, result, rows, fence, expected_session, expected_run)
+
+    # -- the log
+
+    async def append_event(self, event: Event) -> None:
+        """See `SessionStore`."""
+        await self._write(operations.append, (event_row(rules.checked("event", event, Event)),), None)
+
+    async def append_event_with_sequence(self, event: Event) -> Event:
+        """See `SessionStore`."""
+        rows = (event_row(rules.checked("event", event, Event)),)
+        return (await self._write(operations.append, rows, None))[0]
+
+    async def append_events(self, events: Sequence[Event], *, fence: Fence | None = None) -> list[Event]:
+        """See `SessionStore`."""
+        rows = [event_row(event) for event in rules.checked_events("events", events)]
+        return await self._write(operations.append, rows, rules.optional_fence(fence))
+
+    async def get_events(
+        self,
+        session_id: str,
+        *,
+        run_id: str | Collection[str] | None = None,
+        type: EventType | str | Collection[EventType | str] | None = None,
+        since: datetime | None = None,
+        after: int | None = None,
+        before: int | None = None,
+        limit: int | None = None,
+        order: Order = "asc",
+        wait_timeout_ms: int = 0,
+    ) -> list[Event]:
+        """See `SessionStore`."""
+        session_id = options.identifier("session_id", session_id)
+        filter = EventFilter.checked(
+            run_id=run_id,
+            type=type,
+            since=since,
+            after=after,
+            before=before,
+            limit=limit,
+            order=order,
+            wait_timeout_ms=wait_timeout_ms,
+        )
+        with await self._under_way():
+            if not wait_timeout_ms:
+                return (await self._pages.events(session_id, filter))[0]
+            self._look_soon()
+            return await self._readers.read_or_wait(session_id, filter, wait_timeout_ms, self._pages.events)
+
+    async def get_latest_sequence(self, session_id: str) -> int:
+        """See `SessionStore`."""
+        session_id = options.identifier("session_id", session_id)
+        with await self._under_way():
+            return await self._database.read(reading.latest_sequence, session_id)
+
+    # -- the queue
+
+    async def enqueue_run(self, run: Run, *, max_open_runs: int | None = None) -> Run:
+        """See `SessionStore`."""
+        run = rules.checked_pending(run)
+        max_open_runs = options.integer("max_open_runs", max_open_runs, minimum=0, optional=True)
+        return await self._write(operations.enqueue_run, run, max_open_runs)
+
+    async def claim_run(
+        self,
+        session_id: str,
+        *,
+        max_concurrent_runs: int | None = None,
+        run_id: str | None = None,
+    ) -> Run | None:
+        """See `SessionStore`. The run of a caller that is cancelled goes back to its place in the queue."""
+        session_id = options.identifier("session_id", session_id)
+        slots = options.integer("max_concurrent_runs", max_concurrent_runs, minimum=0, optional=True)
+        run_id = options.optional_identifier("run_id", run_id)
+        claim = self._write(operations.claim_run, session_id, slots, run_id)
+        try:
+            return await claim
+        except asyncio.CancelledError:
+            # Its answer may be on the way to a caller that is gone. A claim that has no answer yet is
+            # seen to by `_answer`.
+            if claim.done() and not claim.cancelled() and claim.exception() is None:
+                claimed = claim.result()
+                if claimed is not None:
+                    self._owe(operations.unclaim_run, claimed.fence)
+            raise
+
+    async def release_run(self, fence: Fence) -> None:
+        """See `SessionStore`. What cannot be written now is written as soon as it can be."""
+        fence = rules.checked_fence(fence)
+        try:
+            await self._write(operations.release_run, fence)
+        except (asyncio.CancelledError, StoreError):
+            self._owe(operations.release_run, fence)
+            raise
+
+    async def list_orphaned_runs(
+        self, *, session_id: str | None = None, limit: int | None = None
+    ) -> list[Run]:
+        """See `SessionStore`."""
+        session_id = options.optional_identifier("session_id", session_id)
+        limit = options.integer("limit", limit, minimum=1, optional=True)
+        with await self._under_way():
+            owners = await self._database.read(reading.owners, session_id)
+            dead = await self._database.dead([owner for owner in owners if owner is not None])
+            if not dead and None not in owners:
+                return []
+            return await self._database.read(reading.orphans, session_id, dead, limit)
+
+    async def wait_for_runs(
+        self, session_id: str, *, after: int | None = None, timeout_ms: int | None
+    ) -> int:
+        """See `SessionStore`."""
+        session_id = options.identifier("session_id", session_id)
+        after = options.integer("after", after, minimum=0, optional=True)
+        timeout_ms = options.integer("timeout_ms", timeout_ms, minimum=0, optional=True)
+        with await self._under_way():
+            self._look_soon()
+            return await self._watchers.read_or_wait(session_id, after, timeout_ms, self._run_revision)
+
+    def _run_revision(self, session_id: str) -> Awaitable[int]:
+        return self._database.read(reading.run_revision, session_id)
+
+    async def _under_way(self) -> _CallsUnderWay:
+        """Count a call that reads, while it runs: the stop waits for those.
+
+        Raises:
+            ActorStopped: The store is not running.
+        """
+        if not self.is_running:
+            await self.call(_pay)
+        return self._calls
+
+
+class _CallsUnderWay:
+    """How many calls are between their beginning and their end."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._none: asyncio.Future[None] | None = None
+
+    def __enter__(self) -> None:
+        self._count += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._count -= 1
+        if not self._count and self._none is not None:
+            self._none.set_result(None)
+
+    async def ended(self) -> None:
+        """Return when all have ended; no more begin."""
+        if self._count:
+            self._none = asyncio.get_running_loop().create_future()
+            await self._none
+
+
+def _look() -> None:
+    """A letter: look what others have committed."""
+
+
+def _pay() -> None:
+    """A letter: write what is owed."""
+
+
+def _by_session(events: list[Event]) -> dict[str, list[Event]]:
+    sessions: dict[str, list[Event]] = {}
+    for event in events:
+        sessions.setdefault(event.session_id, []).append(event)
+    return sessions

@@ -1,0 +1,52 @@
+"""Which database a URL or an engine means."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from asm_runtime import options
+from asm_runtime.errors import ValidationError
+from asm_runtime.stores.sql.database import Database, FileDatabase, MemoryDatabase
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+__all__ = ["database_of"]
+
+_SCHEMES = ("sqlite", "sqlite+pysqlite", "sqlite+aiosqlite")
+_ALLOWED = "sqlite:///file.db, sqlite:// or an AsyncEngine on sqlite+aiosqlite"
+_MEMORY = ("", ":memory:")
+
+
+def database_of(
+    target: str | AsyncEngine, *, synchronous: str, migrate: bool, busy_timeout_ms: int
+) -> Database:
+    """The database, not opened yet.
+
+    Raises:
+        ValidationError: There is no such database, or not in this release.
+    """
+    if not isinstance(target, str):
+        return _of_engine(target, migrate=migrate)
+    scheme, separator, rest = target.partition("://")
+    if not separator:
+        raise options.refused("url_or_engine", target, _ALLOWED)
+    if scheme not in _SCHEMES:
+        # Without the rest of the URL: there may be a password in it.
+        raise ValidationError(
+            f"url_or_engine must be {_ALLOWED}: this release has no store for {scheme}",
+            details={"option": "url_or_engine", "value": scheme},
+        )
+    host, _, path = rest.partition("/")
+    if host or "?" in path or "\0" in path:
+        raise options.refused("url_or_engine", target, f"{_ALLOWED}, without a host or parameters")
+    if path in _MEMORY:
+        return MemoryDatabase()
+    return FileDatabase(path, synchronous=synchronous, migrate=migrate, busy_timeout_ms=busy_timeout_ms)
+
+
+def _of_engine(engine: Any, *, migrate: bool) -> Database:
+    # Whoever has an engine has loaded SQLAlchemy; a URL does without.
+    from asm_runtime.stores.sql.engine import EngineDatabase
+
+    return EngineDatabase(engine, migrate=migrate)

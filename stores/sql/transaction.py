@@ -1,0 +1,215 @@
+"""One write transaction: what its requests have in common, and what they leave behind.
+
+The requests of a group run one after another in one transaction. Each checks first and then
+writes: a refusal (an `AsmError`) leaves nothing written and fails alone. What they share, the
+numbers of the logs and the record of what changed, is written once, at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Protocol, TypeAlias
+
+import msgspec
+from msgspec.structs import force_setattr
+
+from asm_runtime.payload import decode, encode
+from asm_runtime.records import Event, Fence
+from asm_runtime.stores import rules
+from asm_runtime.stores.sql import statements
+from asm_runtime.stores.sql.rows import EventRow, events_of, text_of
+
+__all__ = ["Appended", "Cursor", "Deleted", "Effect", "RunsChanged", "Transaction"]
+
+
+class Cursor(Protocol):
+    """What both drivers offer: sqlite3's cursor, and SQLAlchemy's over aiosqlite."""
+
+    def execute(self, sql: str, parameters: Any = ..., /) -> Any:
+        """Run a statement."""
+        ...
+
+    def fetchone(self) -> Any:
+        """The next row, or None."""
+        ...
+
+    def fetchall(self) -> list[Any]:
+        """The rows that are left."""
+        ...
+
+    @property
+    def rowcount(self) -> int:
+        """How many rows the last statement changed."""
+        ...
+
+    @property
+    def lastrowid(self) -> int | None:
+        """The number of the row that the last statement inserted."""
+        ...
+
+
+class Appended(msgspec.Struct, frozen=True, gc=False):
+    """New events are in the logs, in ascending order within each session."""
+
+    events: list[Event]
+
+
+class RunsChanged(msgspec.Struct, frozen=True, gc=False):
+    """A run of the session, or the session's own status, has changed."""
+
+    session_id: str
+    revision: int
+
+
+class Deleted(msgspec.Struct, frozen=True, gc=False):
+    """The session is gone."""
+
+    session_id: str
+
+
+Effect: TypeAlias = "Appended | RunsChanged | Deleted"
+
+
+class Transaction:
+    """What the requests of one transaction share.
+
+    Args:
+        cursor: Of a connection on which a write transaction has begun.
+        node_id: Of the store that writes.
+        now: The time of the transaction.
+        careful: Look for duplicates before inserting. Without it an insert of an event that is
+            stored already fails with an integrity error, and the group is run again with it: ids
+            are new almost always, and the look-up would cost as much as the insert.
+    """
+
+    def __init__(self, cursor: Cursor, *, node_id: str, now: datetime, careful: bool) -> None:
+        self.cursor = cursor
+        self.node_id = node_id
+        self.now = now
+        self.effects: list[Effect] = []
+        self.wrote = False
+        """Whether there is anything to commit."""
+        self._careful = careful
+        self._heads: dict[str, int] = {}
+        self._raised: set[str] = set()
+        self._revised: set[str] = set()
+        self._deleted: set[str] = set()
+        self._change: int | None = None
+
+    def row(self, statement: str, *parameters: Any) -> Any:
+        """The first row of a question, or None."""
+        self.cursor.execute(statement, parameters)
+        return self.cursor.fetchone()
+
+    def write(self, statement: str, parameters: Sequence[Any]) -> int:
+        """Run a statement that writes; returns how many rows it changed."""
+        self.cursor.execute(statement, parameters)
+        changed = self.cursor.rowcount
+        self.wrote = self.wrote or changed > 0
+        return changed
+
+    def run_changed(self, session_id: str) -> None:
+        """Note that a run of the session, or its own status, changes in this transaction."""
+        if self._change is None:
+            self._change = self.row(statements.NEXT_CHANGE)[0]
+        self._revised.add(session_id)
+        self.effects.append(RunsChanged(session_id, self._change))
+
+    def deleted(self, session_id: str, *, existed: bool) -> None:
+        """Note that the session is gone; what comes after begins anew."""
+        self._heads[session_id] = 0
+        self._raised.discard(session_id)
+        self._revised.discard(session_id)
+        if existed:
+            self._deleted.add(session_id)
+        self.effects.append(Deleted(session_id))
+
+    def append(self, batches: Sequence[Sequence[EventRow]]) -> list[list[Event]]:
+        """Number and insert events; returns, for each, the stored one.
+
+        The events are the store's own copies, which nobody else holds yet: they get their numbers
+        in place.
+        """
+        self._read_heads({row[0] for batch in batches for _, row in batch})
+        stored = self._stored(batches) if self._careful else None
+        heads = self._heads
+        parameters: list[Any] = []
+        new: list[Event] = []
+        results: list[list[Event]] = []
+        for batch in batches:
+            result: list[Event] = []
+            for event, row in batch:
+                if stored is not None:
+                    known = stored.setdefault(row[:2], event)
+                    if known is not event:
+                        result.append(known)
+                        continue
+                number = heads[row[0]] = heads.get(row[0], 0) + 1
+                force_setattr(event, "sequence_number", number)
+                parameters += row
+                parameters.append(number)
+                new.append(event)
+                result.append(event)
+            results.append(result)
+        self._insert(parameters, len(new))
+        self._raised.update(event.session_id for event in new)
+        if new:
+            self.effects.append(Appended(new))
+        return results
+
+    def fenced_runs(self, fences: Sequence[Fence]) -> dict[tuple[str, str], tuple[str, int]]:
+        """Status and attempt of the runs that fences name, by session and run; what is missing, is not."""
+        pairs = encode([(fence.session_id, fence.run_id) for fence in fences]).decode()
+        found = decode(self.row(statements.FENCED_RUNS, pairs)[0])
+        return {(session_id, run_id): (status, attempt) for session_id, run_id, status, attempt in found}
+
+    def check_fence(self, fence: Fence | None) -> None:
+        """See that a fence holds.
+
+        Raises:
+            LeaseLost: It does not.
+        """
+        if fence is not None:
+            status, attempt = self.row(statements.RUN_STATUS, fence.session_id, fence.run_id) or (None, 0)
+            rules.check_fence(fence, status, attempt)
+
+    def settle(self) -> int | None:
+        """Write what the requests have in common.
+
+        Returns:
+            The number of this change; None: nothing has changed that others wait for.
+        """
+        changed = self._raised | self._revised
+        if changed:
+            revision = self._change or 0
+            counters = [
+                (session_id, self._heads.get(session_id, 0), revision if session_id in self._revised else 0)
+                for session_id in changed
+            ]
+            self.write(statements.RAISE_COUNTERS, (text_of(self.now), encode(counters).decode()))
+        changed |= self._deleted
+        if not changed:
+            return None
+        # Without a number it gets the next one.
+        self.write(statements.RECORD_CHANGE, (self._change, encode(list(changed)).decode()))
+        return self.cursor.lastrowid
+
+    def _read_heads(self, session_ids: set[str]) -> None:
+        unknown = session_ids - self._heads.keys()
+        if unknown:
+            statement = statements.REPAIRED_HEADS if self._careful else statements.HEADS
+            self._heads.update(decode(self.row(statement, encode(list(unknown)).decode())[0]))
+
+    def _stored(self, batches: Sequence[Sequence[EventRow]]) -> dict[tuple[Any, ...], Event]:
+        pairs = encode([row[:2] for batch in batches for _, row in batch]).decode()
+        page = self.row(statements.STORED_EVENTS, pairs)[0]
+        return {(event.session_id, event.id): event for event in events_of(page) or ()}
+
+    def _insert(self, parameters: list[Any], count: int) -> None:
+        done = 0
+        for size in statements.INSERT_SIZES:
+            statement = statements.insert_events(size)
+            while count - done >= size:
+                self.write(statement, parameters[done * 11 : (done + size) * 11])
+                done += size

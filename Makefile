@@ -32,7 +32,7 @@ lint: $(VENV)/.installed-dev ## Lint, and check the format
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 
-types: $(VENV)/.installed-dev ## mypy and pyright, both strict
+types: $(VENV)/.installed-dev $(VENV)/.installed-bench ## mypy and pyright, both strict
 	$(BIN)/mypy
 	$(BIN)/pyright
 

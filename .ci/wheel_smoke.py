@@ -35,7 +35,7 @@ def main() -> None:
         )
 
         run(*pip, f"{wheel}[cli]", cwd=outside)
-        shown = run(command, "run", "echo", "hello", cwd=outside)
+        shown = run(command, "run", "--quiet", "--store", "smoke.db", "echo", "hello", cwd=outside)
         expect("hello" in shown, f"asm-runtime run printed {shown!r}")
         print(f"{wheel.name} works outside the checkout")
 

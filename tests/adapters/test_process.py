@@ -225,10 +225,19 @@ async def test_what_was_written_before_the_exit_is_read_whatever_the_reader_does
     footprint: Footprint,
 ) -> None:
     clock = JumpingClock()
-    async with shell("sleep 1000 & head -c 60000 /dev/zero", footprint, clock=clock) as process:
+    script = """
+import fcntl, subprocess
+size = fcntl.fcntl(1, fcntl.F_SETPIPE_SZ, 1_048_576)
+subprocess.Popen(["sleep", "1000"])
+open(1, "wb").write(bytes(size))
+"""
+    async with ProcessGroup(
+        [sys.executable, "-c", script], cwd="/", env=footprint.env, clock=clock
+    ) as process:
         await clock.until_timers()
         await clock.advance_ms(60_000)
-        assert len((await output_of(process))[Stream.STDOUT]) == 60_000
+        assert len((await output_of(process))[Stream.STDOUT]) == 1_048_576
+    footprint.assert_nothing_is_left()
 
 
 async def test_who_left_the_group_and_holds_the_output_is_not_waited_for(

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Callable, Coroutine, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from asm_runtime.clock import Clock, Timer, sleep
@@ -135,7 +135,7 @@ class RunExecution:
         self._clock = clock
         self._cancel_grace_ms = cancel_grace_ms
         self._save_run = save_run
-        self._options = RunOptions.of(run)
+        self._options = RunOptions()
         self._session: Session | None = None
         self._recorder: RunRecorder | None = None
         self._verdict: asyncio.Future[_Verdict] = loop.create_future()
@@ -214,6 +214,8 @@ class RunExecution:
                 self.lost()
             except AsmError as error:
                 self._fail(error)
+            except Exception as error:
+                self._fail(_wrapped(StoreError, "the store", error))
             else:
                 await self._drive(recorder, history)
         return await self._verdict
@@ -221,6 +223,7 @@ class RunExecution:
     async def _begin(self) -> RunRecorder:
         """Write what precedes the adapter: the input's messages, once a run, and `run_started`."""
         run = self.claimed
+        self._options = RunOptions.of(run)
         self._session = await self._store.get_session(run.session_id)
         recorder = self._recorder = RunRecorder(
             store=self._store,
@@ -266,9 +269,7 @@ class RunExecution:
             attempt=self.claimed.attempt,
             adapter_opts=self._options.adapter_opts,
             history=history,
-            deadline=None
-            if run_timeout_ms is None
-            else self._clock.now() + timedelta(milliseconds=run_timeout_ms),
+            deadline=self._deadline(),
         )
         if self._verdict.done():
             return
@@ -281,6 +282,7 @@ class RunExecution:
         if run_timeout_ms is not None:
             self._run_timer = self._clock.call_later(run_timeout_ms / 1000, self._timed_out)
         if self._options.idle_timeout_ms is not None:
+            recorder.last_emit = self._clock.monotonic()  # the adapter's silence begins with its work
             self._watch_silence(recorder)
         try:
             await asyncio.wait([self._verdict])
@@ -303,12 +305,7 @@ class RunExecution:
         elif isinstance(error, AsmError):
             self._fail(error)
         else:
-            wrapped = ProviderError(
-                f"{self._adapter.name} raised {type(error).__name__}: {lossy(str(error))}",
-                details={"exception": type(error).__name__},
-            )
-            wrapped.__cause__ = error
-            self._fail(wrapped)
+            self._fail(_wrapped(ProviderError, self._adapter.name, error))
 
     def _recorder_failed(self, failure: asyncio.Future[Exception]) -> None:
         if failure.cancelled():
@@ -319,9 +316,15 @@ class RunExecution:
         elif isinstance(error, AsmError):
             self._fail(error)
         else:
-            wrapped = StoreError(f"the store raised {type(error).__name__}: {lossy(str(error))}")
-            wrapped.__cause__ = error
-            self._fail(wrapped)
+            self._fail(_wrapped(StoreError, "the store", error))
+
+    def _deadline(self) -> datetime | None:
+        if self._options.run_timeout_ms is None:
+            return None
+        try:
+            return self._clock.now() + timedelta(milliseconds=self._options.run_timeout_ms)
+        except OverflowError:  # after the year 9999
+            return None
 
     def _timed_out(self) -> None:
         limit = self._options.run_timeout_ms
@@ -330,7 +333,7 @@ class RunExecution:
     def _watch_silence(self, recorder: RunRecorder) -> None:
         limit = self._options.idle_timeout_ms
         assert limit is not None
-        silent_ms = round((self._clock.monotonic() - recorder.last_emit) * 1000, 3)
+        silent_ms = round((self._clock.monotonic() - recorder.silent_since) * 1000, 3)
         if silent_ms >= limit:
             self._decide_timeout(f"was silent for {limit} ms", {"kind": "idle", "timeout_ms": limit})
         elif not self._verdict.done():
@@ -503,6 +506,18 @@ async def _executed(
             details={"returned": type(result).__name__},
         )
     return result
+
+
+def _wrapped(kind: type[AsmError], who: str, error: BaseException) -> AsmError:
+    """What a foreign exception becomes. It may be one that cannot even say what it is."""
+    name = type(error).__name__
+    try:
+        what = f"{name}: {lossy(str(error))}"
+    except Exception:
+        what = name
+    wrapped = kind(f"{who} raised {what}", details={"exception": name})
+    wrapped.__cause__ = error
+    return wrapped
 
 
 def _input_messages(input: Any) -> list[JsonObject]:

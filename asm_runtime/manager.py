@@ -22,7 +22,7 @@ from asm_runtime.errors import (
 from asm_runtime.execution import RunExecution
 from asm_runtime.follow import follow
 from asm_runtime.observer import observer
-from asm_runtime.payload import JsonObject, canonical_object
+from asm_runtime.payload import JsonObject, canonical_object, lossy
 from asm_runtime.ports import (
     EventCallback,
     ExecutionResult,
@@ -157,8 +157,8 @@ class SessionManager:
             InvalidTransition: It has ended already.
         """
         if not isinstance(error, AsmError):
-            error = RunFailed(str(error) or type(error).__name__, code="error")
-        data: JsonObject = {"error_code": error.code, "error_message": error.message}
+            error = RunFailed(lossy(str(error)) or type(error).__name__, code="error")
+        data: JsonObject = {"error_code": lossy(error.code), "error_message": lossy(error.message)}
         session = await self._change_session(
             session_id, SessionStatus.FAILED, EventType.SESSION_FAILED, data=data
         )
@@ -484,6 +484,7 @@ class _Job:
         self._store = manager.store
         self._callbacks = callbacks
         self._execution: RunExecution | None = None
+        self._task: asyncio.Task[None] | None = None
         self._cancelled = False
 
     async def uninterrupted(self, work: Any) -> RunResult:
@@ -506,6 +507,15 @@ class _Job:
         self._cancelled = True
         if self._execution is not None:
             self._execution.cancel("caller_cancelled")
+            self._bound_callbacks()
+
+    def _bound_callbacks(self) -> None:
+        """A cancelled caller waits for its callbacks no longer than for an adapter."""
+        assert self._execution is not None and self._task is not None
+        manager, task = self._manager, self._task
+        self._execution.outcome.add_done_callback(
+            lambda _: manager._clock.call_later(manager._cancel_grace_ms / 1000, task.cancel)
+        )
 
     async def once(self, opening: dict[str, Any], input: Any, run_options: JsonObject) -> RunResult:
         manager = self._manager
@@ -543,8 +553,9 @@ class _Job:
         if run is None:
             raise await self._why_not(known)
         if given:
-            stored: JsonObject = run.metadata.get("options", {})
-            run = run.replace(metadata=run.metadata | {"options": stored | given})
+            stored: Any = run.metadata.get("options")
+            merged: JsonObject = {**stored, **given} if isinstance(stored, dict) else given
+            run = run.replace(metadata=run.metadata | {"options": merged})
         trace = observer().run(run, None, awaited=True)
         execution = self._execution = RunExecution(
             store=store,
@@ -556,11 +567,11 @@ class _Job:
             cancel_grace_ms=manager._cancel_grace_ms,
             save_run=bool(given),
         )
-        if self._cancelled:
-            execution.cancel("caller_cancelled")
         loop = asyncio.get_running_loop()
         watch = loop.create_task(_watch(store, execution))
-        task = loop.create_task(execution.run())
+        task = self._task = loop.create_task(execution.run())
+        if self._cancelled:
+            self._cancel()
         observer().in_flight_changed(run.session_id, 1)
         try:
             await asyncio.wait([task])

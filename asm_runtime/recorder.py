@@ -143,8 +143,6 @@ class RunRecorder:
             raise
         observer().write_ended(token, stored, None)
         self.written(stored)
-        if self._callbacks is not None:
-            await self._callbacks.has_room()
 
     async def close(self) -> list[Event]:
         """Take no more events; returns those that are not stored yet, in order.
@@ -153,6 +151,8 @@ class RunRecorder:
         """
         self._closed = True
         self._make_room(len(self._room))
+        if self._callbacks is not None:
+            self._callbacks.hold_up_nobody()
         if self._pump is not None:
             await asyncio.wait([self._pump])
         left = [] if self.failure.done() else list(self._buffer)
@@ -180,6 +180,11 @@ class RunRecorder:
         if self._callbacks is not None:
             self._callbacks.abort()
 
+    @property
+    def silent_since(self) -> float:
+        """Since when the adapter has reported nothing; one that waits for room is not silent."""
+        return self._clock.monotonic() if self._room else self.last_emit
+
     def _open(self) -> bool:
         if self._closed or self.failure.done():
             self._trace.late_event()
@@ -204,6 +209,8 @@ class RunRecorder:
                 self._buffer.clear()
                 self._make_room(self._buffer_size)
                 await self.append(batch)
+                if self._callbacks is not None:
+                    await self._callbacks.has_room()
         except Exception as error:
             self._buffer.clear()
             self.failure.set_result(error)
@@ -232,6 +239,8 @@ class _Callbacks:
         self._callbacks = callbacks
         self._limit = limit
         self._queue: asyncio.Queue[Event | None] = asyncio.Queue()
+        self._room: asyncio.Future[None] | None = None
+        self._holds_up = True
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     def put(self, events: Sequence[Event]) -> None:
@@ -239,9 +248,15 @@ class _Callbacks:
             self._queue.put_nowait(event)
 
     async def has_room(self) -> None:
-        """Return when fewer than `limit` events wait for their callbacks."""
-        if self._queue.qsize() >= self._limit:
-            await self._queue.join()
+        """Return when fewer than `limit` events wait for their callbacks, or the run is to end."""
+        while self._holds_up and self._queue.qsize() >= self._limit:
+            self._room = asyncio.get_running_loop().create_future()
+            await self._room
+
+    def hold_up_nobody(self) -> None:
+        """The run ends: a callback that hangs must not keep it from that."""
+        self._holds_up = False
+        self._tell_room()
 
     async def done(self) -> None:
         self._queue.put_nowait(None)
@@ -259,4 +274,14 @@ class _Callbacks:
                         await answer
                 except Exception:
                     logger.exception("an event_callback raised on %s %s", event.type, event.id)
-            self._queue.task_done()
+                except asyncio.CancelledError:
+                    if self._task.cancelling():
+                        raise
+                    # It awaited something that was cancelled; that is its own affair.
+                    logger.warning("an event_callback was cancelled on %s %s", event.type, event.id)
+            if self._queue.qsize() < self._limit:
+                self._tell_room()
+
+    def _tell_room(self) -> None:
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)

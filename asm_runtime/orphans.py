@@ -63,7 +63,7 @@ class OrphanWatch:
 
     def _told(self, session_id: str) -> list[Callable[[], None]]:
         told = self._servers.get(session_id, [])
-        return told if isinstance(told, list) else [told]
+        return [told] if callable(told) else told
 
     async def _run(self) -> None:
         while True:

@@ -13,7 +13,7 @@ import re
 import sys
 import time
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -72,7 +72,7 @@ class Nodes:
         return Path(os.path.realpath(self._database) + "-nodes")
 
     @contextmanager
-    def opening(self, timeout_ms: int) -> Iterator[None]:
+    def opening(self, timeout_ms: int) -> Generator[None]:
         """Be the only process that makes the database ready.
 
         Raises:

@@ -84,7 +84,7 @@ class Pages:
     ) -> list[Session]:
         """Sessions, the oldest first."""
         sessions: list[Session] = []
-        after = ("", "")
+        after: tuple[str, str] = ("", "")
         while limit is None or len(sessions) < limit:
             size = _smaller(PAGE_ROWS, None if limit is None else limit - len(sessions))
             rows: list[list[Any]] = await self._database.read(

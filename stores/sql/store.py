@@ -81,7 +81,7 @@ class SQLSessionStore(GroupActor):
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         super().__init__(mailbox_limit=mailbox_limit, clock=clock)
-        if migrate is not None and not isinstance(migrate, bool):
+        if migrate is not None and not isinstance(migrate, bool):  # pyright: ignore[reportUnnecessaryIsInstance]  # not all callers are checked
             raise options.refused("migrate", migrate, "True, False or None")
         options.integer("lease_ttl_ms", lease_ttl_ms, minimum=1)
         self._database = database_of(

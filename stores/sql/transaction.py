@@ -111,10 +111,11 @@ class Transaction:
 
     def run_changed(self, session_id: str) -> None:
         """Note that a run of the session, or its own status, changes in this transaction."""
-        if self._change is None:
-            self._change = self.row(statements.NEXT_CHANGE)[0]
+        change = self._change
+        if change is None:
+            change = self._change = int(self.row(statements.NEXT_CHANGE)[0])
         self._revised.add(session_id)
-        self.effects.append(RunsChanged(session_id, self._change))
+        self.effects.append(RunsChanged(session_id, change))
 
     def deleted(self, session_id: str, *, existed: bool) -> None:
         """Note that the session is gone; what comes after begins anew."""

@@ -10,7 +10,7 @@ __all__ = ["KNOWN", "VERSION_TABLE", "can_be_upgraded", "check", "found"]
 VERSION_TABLE = "asm_schema_version"
 """Where the revision of a database stands; no other Alembic environment uses that name."""
 
-KNOWN = ("0001",)
+KNOWN: tuple[str, ...] = ("0001",)
 """All revisions, the oldest first; the last is what this release needs.
 
 Written down so that opening a database whose schema is up to date loads neither Alembic nor its

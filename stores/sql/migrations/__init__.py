@@ -36,7 +36,11 @@ def upgrade(connection: Connection, revision: str = "head") -> None:
         ValidationError: There is no such revision on the way up from the present one.
     """
     script = _script()
-    _run(connection, revision, lambda current, _: script._upgrade_revs(revision, current))
+
+    def steps(current: Any, _: Any) -> Any:
+        return script._upgrade_revs(revision, current)
+
+    _run(connection, revision, steps)
 
 
 def downgrade(connection: Connection, revision: str) -> None:
@@ -50,7 +54,11 @@ def downgrade(connection: Connection, revision: str) -> None:
         ValidationError: There is no such revision on the way down from the present one.
     """
     script = _script()
-    _run(connection, revision, lambda current, _: script._downgrade_revs(revision, current))
+
+    def steps(current: Any, _: Any) -> Any:
+        return script._downgrade_revs(revision, current)
+
+    _run(connection, revision, steps)
 
 
 def load() -> None:

@@ -183,6 +183,7 @@ class Actor:
         self._mail: list[Letter] = []
         self._rest: Iterator[Letter] | None = None
         self._phase = _NEW
+        # Whether somebody will look at the mail anyway: a drain to come, the busy task's end, the start's.
         self._scheduled = False
         self._busy: asyncio.Task[Any] | None = None
         self._extras: _Extras | None = None
@@ -290,8 +291,13 @@ class Actor:
             RuntimeError: A coroutine handler of this very actor cannot wait for its answer.
             Exception: What the handler raised.
         """
-        # No coroutine on this path: it would cost a tenth of the round trip.
-        if self._phase != _RUNNING or self._busy is not None or len(self._mail) >= self._mailbox_limit:
+        # No coroutine on this path: it would cost a tenth of the round trip. What a busy actor is asked
+        # is on it too: under load a store is always busy.
+        if (
+            self._phase != _RUNNING
+            or len(self._mail) >= self._mailbox_limit
+            or (self._busy is not None and (self._rest is not None or self._in_own_handler()))
+        ):
             return self._call_in_turn(handler, args)
         reply = self._loop.create_future()
         self._mail.append((handler, args, reply))
@@ -410,6 +416,7 @@ class Actor:
 
     async def _start_now(self) -> None:
         self._phase = _STARTING
+        self._scheduled = True
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
         try:
@@ -429,6 +436,7 @@ class Actor:
         self._schedule()
 
     def _start_ended(self, phase: int) -> None:
+        self._scheduled = False
         if self._phase == _STARTING:  # else it crashed meanwhile
             self._phase = phase
         extras = self._extras
@@ -531,10 +539,10 @@ class Actor:
     # -- into the mailbox
 
     def _waiting(self) -> int:
-        return len(self._mail) + length_hint(self._rest)
+        return len(self._mail) if self._rest is None else len(self._mail) + length_hint(self._rest)
 
     def _in_own_handler(self) -> bool:
-        return self._busy is not None and self._busy is asyncio.current_task()
+        return self._busy is not None and self._busy is asyncio.current_task(self._loop)
 
     def _check_not_in_own_handler(self) -> None:
         if self._in_own_handler():
@@ -584,9 +592,7 @@ class Actor:
         self._schedule()
 
     def _schedule(self) -> None:
-        if self._scheduled or self._busy is not None or self._phase == _STARTING:
-            return
-        if self._mail or self._rest is not None:
+        if not self._scheduled and (self._mail or self._rest is not None):
             self._scheduled = True
             self._loop.call_soon(self._drain, context=self._context)
 
@@ -636,6 +642,7 @@ class Actor:
         # The answer is given by the callback, not inside the task: a task that is cancelled before
         # its first step runs nothing at all.
         self._extra().in_hand = letters
+        self._scheduled = True
         self._busy = self._loop.create_task(work, context=self._context)
         self._busy.add_done_callback(self._resume, context=self._context)
         self._after_drain()
@@ -644,6 +651,7 @@ class Actor:
         extras = self._extra()
         letters, extras.in_hand = extras.in_hand or [], None
         self._busy = None
+        self._scheduled = False
         self._conclude(letters, task)
         self._schedule()
         self._after_drain()

@@ -345,7 +345,9 @@ class _Output:
 
 
 async def _report_line(line: str, stream: Stream, emit: Emit) -> None:
-    await emit(EventType.MESSAGE_STREAMED, {"content": line, "delta": line, "stream": stream.value})
+    # The deltas, joined, are the output: whoever replays them gets lines, not one long word.
+    data = {"content": line, "delta": f"{line}\n", "stream": stream.value}
+    await emit(EventType.MESSAGE_STREAMED, data)
 
 
 def _exit_facts(returncode: int | None) -> JsonObject:

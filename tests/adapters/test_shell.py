@@ -49,7 +49,7 @@ async def test_a_command_is_a_run(footprint: Footprint, tmp_path: Path) -> None:
     call_id = call[1].pop("tool_call_id")
     assert call == ("tool_call_started", {"tool_name": "shell", "tool_input": command})
     assert sorted(data["content"] for _, data in streamed) == ["one", "three", "two"]
-    assert ("message_streamed", {"content": "two", "delta": "two", "stream": "stderr"}) in streamed
+    assert ("message_streamed", {"content": "two", "delta": "two\n", "stream": "stderr"}) in streamed
     assert recording.lines("stdout") == ["one", "three"]
     duration_ms = completed[1]["tool_output"]["duration_ms"]
     facts = {"exit_code": 0, "duration_ms": duration_ms, "truncated": False}

@@ -24,7 +24,8 @@ from asm_runtime.stores import SQLSessionStore
 
 async def main():
     async with SQLSessionStore(f"sqlite:///{sys.argv[1]}/first-{time.time_ns()}.db") as store:
-        async with SessionServer(store=store, adapter=ShellAdapter(), session_opts={"agent_id": "me"}) as server:
+        session = {"agent_id": "me"}
+        async with SessionServer(store=store, adapter=ShellAdapter(), session_opts=session) as server:
             await server.submit_run({"command": "echo hello"})
             async with server.subscribe(type="message_streamed") as events:
                 await anext(events)

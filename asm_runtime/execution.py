@@ -43,8 +43,11 @@ __all__ = ["RunExecution", "RunOutcome"]
 
 logger = logging.getLogger(__name__)
 
+RELEASE_GRACE_S = 1.0
+"""How long the store may take to let a claim go; then nobody waits for that any longer."""
+
 _releases: set[asyncio.Task[None]] = set()
-"""Keeps the last act of attempts that never began alive; the loop itself holds tasks weakly."""
+"""Keeps the last act of attempts alive that nobody waits for; the loop itself holds tasks weakly."""
 
 _MOVED_ON = (LeaseLost, Conflict, InvalidTransition, NotFound)
 """What a fenced write raises when somebody else has ended, requeued, claimed or deleted the run."""
@@ -167,9 +170,8 @@ class RunExecution:
         """A task that is cancelled before its first step runs nothing, not even a `finally`."""
         if not self.outcome.done():
             self.outcome.set_result(RunOutcome())
-            release = asyncio.get_running_loop().create_task(self._release())
-            _releases.add(release)
-            release.add_done_callback(_releases.discard)
+            self._trace.abandoned()
+            self._begin_release()
 
     async def run(self) -> None:
         """Execute the attempt to its end."""
@@ -489,11 +491,31 @@ class RunExecution:
             return RunOutcome(error=error, last_sequence_number=last), True
 
     async def _release(self) -> None:
+        """Let the claim go.
+
+        Whoever waits for the outcome or for a stop does not wait for a store that hangs: the release
+        is left to itself then.
+        """
         self._trace.abandoned()
+        release = self._begin_release()
+        over = asyncio.get_running_loop().create_task(sleep(self._clock, RELEASE_GRACE_S))
         try:
-            await self._store.release_run(self.claimed.fence)
-        except AsmError as error:
-            logger.warning("run %s could not be released: %s", self.claimed.id, error)
+            await asyncio.wait({release, over}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            over.cancel()
+
+    def _begin_release(self) -> asyncio.Task[None]:
+        release = asyncio.get_running_loop().create_task(_released(self._store, self.claimed))
+        _releases.add(release)
+        release.add_done_callback(_releases.discard)
+        return release
+
+
+async def _released(store: SessionStore, run: Run) -> None:
+    try:
+        await store.release_run(run.fence)
+    except Exception as error:
+        logger.warning("run %s could not be released: %r", run.id, error)
 
 
 async def _executed(

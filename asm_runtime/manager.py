@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
-from typing import Any, Unpack
+from typing import Any, TypeVar, Unpack
 
 from asm_runtime import options
-from asm_runtime.clock import SYSTEM_CLOCK, Clock
+from asm_runtime.clock import SYSTEM_CLOCK, Clock, sleep
 from asm_runtime.endings import correlation_of, ended
 from asm_runtime.errors import (
+    ActorStopped,
     AsmError,
     CapabilityMissing,
     Conflict,
@@ -17,7 +19,6 @@ from asm_runtime.errors import (
     LeaseLost,
     NotFound,
     RunFailed,
-    StoreUnavailable,
 )
 from asm_runtime.execution import RunExecution
 from asm_runtime.follow import follow
@@ -35,7 +36,14 @@ from asm_runtime.run_options import RunOptionArgs, callbacks_of, stored_options
 
 __all__ = ["SessionManager"]
 
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
 _PAGE = 500
+
+_RETRY_DELAY_S = 1.0
+"""Pause before a run is watched again after the store failed."""
 
 DEFAULT_CANCEL_GRACE_MS = 5_000
 
@@ -149,6 +157,8 @@ class SessionManager:
     async def fail_session(self, session_id: str, error: AsmError | Exception | str) -> Session:
         """End it as `failed`, and its pending and running runs as `cancelled`, wherever they run.
 
+        Cancelling the caller does not cut it short.
+
         Args:
             session_id: Which.
             error: Why; the log keeps its code and message.
@@ -159,21 +169,17 @@ class SessionManager:
         if not isinstance(error, AsmError):
             error = RunFailed(lossy(str(error)) or type(error).__name__, code="error")
         data: JsonObject = {"error_code": lossy(error.code), "error_message": lossy(error.message)}
-        session = await self._change_session(
-            session_id, SessionStatus.FAILED, EventType.SESSION_FAILED, data=data
-        )
-        await self._end_open_runs(session, "session_failed")
-        return session
+        return await self._end_session(session_id, SessionStatus.FAILED, EventType.SESSION_FAILED, data)
 
     async def cancel_session(self, session_id: str) -> Session:
         """End it as `cancelled`, and its pending and running runs too, wherever they run.
 
+        Cancelling the caller does not cut it short.
+
         Raises:
             InvalidTransition: It has ended already.
         """
-        session = await self._change_session(session_id, SessionStatus.CANCELLED, EventType.SESSION_CANCELLED)
-        await self._end_open_runs(session, "session_cancelled")
-        return session
+        return await self._end_session(session_id, SessionStatus.CANCELLED, EventType.SESSION_CANCELLED)
 
     # -- runs
 
@@ -450,6 +456,18 @@ class SessionManager:
                 continue
             return after
 
+    async def _end_session(
+        self, session_id: str, status: SessionStatus, type: EventType, data: JsonObject | None = None
+    ) -> Session:
+        """The session's end, then those of its runs: once begun, all of it is written."""
+
+        async def ending() -> Session:
+            session = await self._change_session(session_id, status, type, data=data)
+            await self._end_open_runs(session, type.value)
+            return session
+
+        return await _seen_through(asyncio.get_running_loop().create_task(ending()))
+
     async def _end_open_runs(self, session: Session, reason: str) -> None:
         while open_runs := await self.store.list_runs(session.id, status=OPEN_RUN_STATUSES, limit=_PAGE):
             for run in open_runs:
@@ -490,18 +508,7 @@ class _Job:
     async def uninterrupted(self, work: Any) -> RunResult:
         """Await the work; a cancelled caller cancels the run, then waits until that is done."""
         task: asyncio.Task[RunResult] = asyncio.get_running_loop().create_task(work)
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            self._cancel()
-            while not task.done():
-                try:
-                    await asyncio.wait([task])
-                except asyncio.CancelledError:
-                    continue
-            if not task.cancelled():
-                task.exception()
-            raise
+        return await _seen_through(task, self._cancel)
 
     def _cancel(self) -> None:
         self._cancelled = True
@@ -511,7 +518,8 @@ class _Job:
 
     def _bound_callbacks(self) -> None:
         """A cancelled caller waits for its callbacks no longer than for an adapter."""
-        assert self._execution is not None and self._task is not None
+        assert self._execution is not None
+        assert self._task is not None
         manager, task = self._manager, self._task
         self._execution.outcome.add_done_callback(
             lambda _: manager._clock.call_later(manager._cancel_grace_ms / 1000, task.cancel)
@@ -568,7 +576,7 @@ class _Job:
             save_run=bool(given),
         )
         loop = asyncio.get_running_loop()
-        watch = loop.create_task(_watch(store, execution))
+        watch = loop.create_task(_watch(store, manager._clock, execution))
         task = self._task = loop.create_task(execution.run())
         if self._cancelled:
             self._cancel()
@@ -598,22 +606,44 @@ class _Job:
         )
 
 
-async def _watch(store: SessionStore, execution: RunExecution) -> None:
+async def _seen_through(task: asyncio.Task[T], cancelled: Callable[[], object] | None = None) -> T:
+    """Await the task. A cancelled caller, once `cancelled()` is told, leaves when the task is done."""
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        if cancelled is not None:
+            cancelled()
+        while not task.done():
+            try:
+                await asyncio.wait([task])
+            except asyncio.CancelledError:
+                continue
+        if not task.cancelled():
+            task.exception()
+        raise
+
+
+async def _watch(store: SessionStore, clock: Clock, execution: RunExecution) -> None:
     """Tell an execution when somebody else has ended its run."""
     claimed = execution.claimed
     revision: int | None = None
     while True:
         try:
-            revision = await store.wait_for_runs(claimed.session_id, after=revision, timeout_ms=None)
+            seen = await store.wait_for_runs(claimed.session_id, after=revision, timeout_ms=None)
             run = await store.get_run(claimed.id, session_id=claimed.session_id)
-        except StoreUnavailable:
-            continue
-        except AsmError:
+        except (ActorStopped, NotFound):
             execution.lost()
             return
+        except AsmError as error:
+            logger.warning("run %s is not watched for a while: %s", claimed.id, error)
+            await sleep(clock, _RETRY_DELAY_S)
+            continue
         if run.status != RunStatus.RUNNING or run.attempt != claimed.attempt:
             execution.lost()
             return
+        if seen == revision:  # answered early: that must not make us spin
+            await sleep(clock, _RETRY_DELAY_S)
+        revision = seen
 
 
 def _refuse_ended(session: Session) -> None:

@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable
 
 from asm_runtime.clock import Clock, sleep
-from asm_runtime.errors import ActorStopped, AsmError
+from asm_runtime.errors import ActorStopped
 from asm_runtime.ports import SessionStore
 
 __all__ = ["OrphanWatch"]
@@ -75,8 +75,8 @@ class OrphanWatch:
                 orphans = await store.list_orphaned_runs()
             except ActorStopped:
                 return
-            except AsmError as error:
-                logger.warning("looking for orphaned runs failed: %s", error)
+            except Exception as error:  # a store of somebody else's may raise anything
+                logger.warning("looking for orphaned runs failed: %r", error)
                 continue
             for session_id in {run.session_id for run in orphans}:
                 for found in self._told(session_id):

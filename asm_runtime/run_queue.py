@@ -43,20 +43,21 @@ class RunQueue:
             self._claimed = set()
 
     def submitted(self, run_id: str | None) -> bool:
-        """It has ended, with a run that is pending now, or (None) without one; whether that run waits.
+        """It has ended, with a run that is pending now, or (None) without one; whether that run is new here.
 
-        A run may be claimed before its submitter hears that it was accepted: then it does not.
+        A run may be claimed before its submitter hears that it was accepted: then it does not wait
+        any more. And it may be counted before that: it is the submitter's own all the same.
         """
         self._submitting -= 1
-        waits = run_id is not None and run_id not in (self._claimed or ()) and run_id not in self._pending
-        if waits and run_id is not None:
-            self._pending[run_id] = None
+        new = run_id is not None and run_id not in (self._claimed or ()) and run_id not in (self._own or ())
+        if new and run_id is not None:
+            self._pending.setdefault(run_id)
             self._own = self._own or set()
             self._own.add(run_id)
             if self._submitted is not None:
                 self._submitted.append(run_id)
         self._forget()
-        return waits
+        return new
 
     def left(self, run_id: str) -> bool:
         """A run was claimed or ended here; whether it was seen waiting."""

@@ -212,6 +212,7 @@ class SessionServer(Actor):
         self._queue.submitting()  # a drain that begins now waits for it
         waiting: str | None = None
         waits = False
+        before = 0
         try:
             run = await self.manager.accept_run(
                 self.session_id,
@@ -223,9 +224,11 @@ class SessionServer(Actor):
             if run.status == RunStatus.PENDING:
                 waiting = run_id
         finally:
-            waits = self._queue.submitted(waiting)
+            before = len(self._queue)
+            # A server that has stopped meanwhile leaves the run to the next one.
+            waits = self._queue.submitted(waiting) and not self._phase_ended()
             if waits:
-                observer().queue_depth_changed(self.session_id, 1)
+                observer().queue_depth_changed(self.session_id, len(self._queue) - before)
             elif callbacks and waiting is None:
                 (self._callbacks or {}).pop(run_id, None)
             self._tell_settled()
@@ -257,7 +260,7 @@ class SessionServer(Actor):
 
         Args:
             run_id: Which.
-            timeout_ms: How long to wait, in milliseconds; None: no limit.
+            timeout_ms: How long to wait, in milliseconds; 0: look, do not wait; None: no limit.
 
         Raises:
             RunNotFound: The session has no such run.
@@ -267,14 +270,20 @@ class SessionServer(Actor):
         """
         options.integer("timeout_ms", timeout_ms, minimum=0, optional=True)
         self._check_running()
-        outcome = await self._within(
-            self._outcome_of(run_id),
-            timeout_ms,
-            lambda: AwaitTimeout(
+
+        def late() -> AwaitTimeout:
+            return AwaitTimeout(
                 f"run {run_id} has not ended within {timeout_ms} ms",
                 details={"run_id": run_id, "timeout_ms": timeout_ms},
-            ),
-        )
+            )
+
+        if timeout_ms == 0:
+            found = await self._stored_outcome(run_id)
+            if found is None:
+                raise late()
+            outcome = found
+        else:
+            outcome = await self._within(self._outcome_of(run_id), timeout_ms, late)
         if outcome.error is not None:
             raise outcome.error
         assert outcome.result is not None
@@ -306,8 +315,10 @@ class SessionServer(Actor):
         if execution is None:
             # In a task of its own: once begun, it is seen through.
             ending = self.spawn(self._cancel_elsewhere(run_id))
-            error = await asyncio.shield(ending)
-            if error is not None:
+            await asyncio.wait([ending])
+            if ending.cancelled():  # by the server's end, not by the caller
+                raise self._gone()
+            if (error := ending.result()) is not None:
                 raise error
             execution = self._in_flight.get(run_id)
         if execution is not None:
@@ -467,7 +478,9 @@ class SessionServer(Actor):
             self._attached = False
             OrphanWatch.of(self._store, self._clock).remove(self.session_id, self._look)
             observer().session_stopped(self._telemetry, reason)
-        observer().queue_depth_changed(self.session_id, -len(self._queue.run_ids()))
+        if self._recount_timer is not None:
+            self._recount_timer.cancel()
+        observer().queue_depth_changed(self.session_id, -len(self._queue))
         for trace in (self._traces or {}).values():
             trace.abandoned()
         self._traces = None
@@ -579,8 +592,8 @@ class SessionServer(Actor):
                     await self._look_once()
                 except ActorStopped:
                     return
-                except AsmError as error:
-                    logger.warning("session %s looks again soon: %s", self.session_id, error)
+                except Exception as error:  # a store of somebody else's may raise anything
+                    logger.warning("session %s looks again soon: %r", self.session_id, error)
                     await sleep(self._clock, RETRY_DELAY_S)
                     self._look_again = True
         finally:
@@ -618,7 +631,8 @@ class SessionServer(Actor):
         began = self._clock.monotonic()
         if began < self._recount_at:
             if self._recount_timer is None:
-                self._recount_timer = self.send_after(self._recount_at - began, self._recount_due)
+                # Not a timer of the actor, which is silent while a stop drains.
+                self._recount_timer = self._clock.call_later(self._recount_at - began, self._recount_due)
             return
         self._queue.mark()
         pending = self._queue.run_ids()  # what holds if the store does not answer
@@ -666,7 +680,9 @@ class SessionServer(Actor):
         self._tell_changed(run.id)
 
     def _ended(self, execution: RunExecution) -> None:
-        del self._in_flight[execution.claimed.id]
+        # A later attempt of the run may have its place: this one was taken away, and stopped slowly.
+        if self._in_flight.get(execution.claimed.id) is execution:
+            del self._in_flight[execution.claimed.id]
         observer().in_flight_changed(self.session_id, -1)
         self._tell_changed(execution.claimed.id)
         self._tell_settled()
@@ -678,14 +694,14 @@ class SessionServer(Actor):
             run = await self._store.get_run(run_id, session_id=self.session_id)
             if run.id in self._in_flight or run.status.is_terminal:
                 return None
-            await self.manager.end_as_cancelled(run_id, self.session_id, reason="cancelled")
+            run = await self.manager.end_as_cancelled(run_id, self.session_id, reason="cancelled")
         except AsmError as error:
             return error
         if self._queue.left(run_id):
             observer().queue_depth_changed(self.session_id, -1)
             trace = (self._traces or {}).pop(run_id, None)
             if trace is not None:
-                trace.ended(await self._store.get_run(run_id, session_id=self.session_id))
+                trace.ended(run)
         self._tell_settled()
         return None
 
@@ -706,15 +722,22 @@ class SessionServer(Actor):
             change = self._change_of(run_id)
             try:
                 await self._running_feed().started()
-                run = await self._store.get_run(run_id, session_id=self.session_id)
-                if run.status.is_terminal and run_id not in self._in_flight:
-                    last = await last_number_of(self._store, run)
-                    await self._handed_out(last)
-                    return _outcome(run, last)
+                stored = await self._stored_outcome(run_id)
+                if stored is not None:
+                    return stored
                 if run_id not in self._in_flight:
                     await change
             finally:
                 self._forget_change(run_id, change)
+
+    async def _stored_outcome(self, run_id: str) -> RunOutcome | None:
+        """How it has ended, if it has and nothing of it is under way here."""
+        run = await self._store.get_run(run_id, session_id=self.session_id)
+        if not run.status.is_terminal or run_id in self._in_flight:
+            return None
+        last = await last_number_of(self._store, run)
+        await self._handed_out(last)
+        return _outcome(run, last)
 
     async def _handed_out(self, number: int) -> None:
         """Return when live subscriptions have been given the event of that number."""
@@ -744,8 +767,6 @@ class SessionServer(Actor):
         self._draining = True
         if queued == "leave":
             self._claiming = False
-            if self._looking is not None:  # a claim under way still counts as in flight
-                await asyncio.wait([self._looking])
         await self._within(
             self._settled_down(queued),
             timeout_ms,
@@ -756,6 +777,8 @@ class SessionServer(Actor):
         )
 
     async def _settled_down(self, queued: str) -> None:
+        if queued == "leave" and self._looking is not None:  # a claim under way counts as in flight
+            await asyncio.wait([self._looking])
         while self._in_flight or (queued == "run" and self._queue.has_own):
             if self._phase_ended():
                 raise self._gone()

@@ -9,6 +9,7 @@ behind goes back to reading pages: it costs no memory beyond the buffer and lose
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection
 from types import TracebackType
@@ -16,13 +17,15 @@ from typing import Self
 
 from asm_runtime import options
 from asm_runtime.clock import Clock, sleep
-from asm_runtime.errors import StoreUnavailable, ValidationError
+from asm_runtime.errors import ActorStopped, AsmError, ValidationError
 from asm_runtime.follow import follow
 from asm_runtime.observer import observer
 from asm_runtime.ports import SessionStore
 from asm_runtime.records import Event, EventType
 
 __all__ = ["Feed", "Subscription"]
+
+logger = logging.getLogger(__name__)
 
 PAGE_SIZE = 500
 WAIT_TIMEOUT_MS = 30_000
@@ -59,12 +62,17 @@ class Feed:
         """Follow the log until the session is deleted; the work of a task of the server."""
         while True:
             try:
+                latest = await self._store.get_latest_sequence(self.session_id)
                 if not self._started.done():
-                    self.position = await self._store.get_latest_sequence(self.session_id)
+                    self.position = latest
                     self._started.set_result(None)
-                await self._hand_out()
+                if latest >= self.position:
+                    await self._hand_out()
                 return
-            except StoreUnavailable:
+            except ActorStopped:
+                raise
+            except AsmError as error:
+                logger.warning("the feed of session %s waits for its store: %s", self.session_id, error)
                 await sleep(self._clock, RETRY_DELAY_S)
 
     async def started(self) -> None:

@@ -8,14 +8,24 @@ from typing import Any
 
 import pytest
 
-from asm_runtime import RunStatus, SessionServer
+from asm_runtime import RunStatus, SessionManager, SessionServer
 from asm_runtime.adapters import ScriptedAdapter
 from asm_runtime.adapters.scripted import Gate, say, tokens
-from asm_runtime.errors import LeaseLost, RunCancelled, RunFailed, StoreError, StoreUnavailable
+from asm_runtime.errors import (
+    ActorStopped,
+    AwaitTimeout,
+    DrainTimeout,
+    LeaseLost,
+    RunCancelled,
+    RunFailed,
+    RunNotFound,
+    StoreError,
+    StoreUnavailable,
+)
 from asm_runtime.ports import ExecutionResult, SessionStore
 from asm_runtime.testing import JumpingClock
 from tests.runtime.faulty import FaultyStore
-from tests.runtime.support import open_server, terminal_events, types_of, until
+from tests.runtime.support import open_server, terminal_events, types_of, until, until_stored
 
 
 async def test_status_answers_while_the_store_hangs(store: SessionStore) -> None:
@@ -104,8 +114,12 @@ async def test_a_stop_is_bounded_while_the_store_hangs(store: SessionStore) -> N
         await clock.advance_ms(100)
     await stopping
     faulty.heal()
-    run = await store.get_run(run_id)
-    assert (run.status, run.owner) == (RunStatus.RUNNING, None)
+
+    async def is_let_go() -> bool:
+        return (await store.get_run(run_id)).owner is None
+
+    await until_stored(is_let_go)
+    assert (await store.get_run(run_id)).status == RunStatus.RUNNING
     subscription.unsubscribe()
     async with SessionServer(
         store=store, adapter=ScriptedAdapter(), session_id=server.session_id
@@ -269,3 +283,248 @@ async def test_a_call_cancelled_at_any_await_leaves_a_working_server(
             except RunCancelled:
                 pass
             assert len(await terminal_events(store, server.session_id, left.id)) == 1
+
+
+async def test_a_run_executed_by_its_caller_survives_a_store_that_cannot_ring(store: SessionStore) -> None:
+    faulty: Any = FaultyStore(store)
+    clock, gate = JumpingClock(), Gate()
+    manager = SessionManager(faulty, ScriptedAdapter([gate]), clock=clock)
+    faulty.failing["wait_for_runs"] = StoreUnavailable("busy")
+    task = asyncio.create_task(manager.run_once({}))
+    await gate.reached()
+    for error in (StoreUnavailable("busy"), StoreError("disk on fire")):
+        faulty.failing["wait_for_runs"] = error
+        before = faulty.calls["wait_for_runs"]
+        await clock.advance_ms(3_000)
+        assert 1 <= faulty.calls["wait_for_runs"] - before <= 4
+    faulty.heal()
+    gate.open()
+    assert (await task).status == RunStatus.COMPLETED
+
+
+async def test_a_store_that_answers_early_is_not_asked_without_pause(store: SessionStore) -> None:
+    faulty: Any = FaultyStore(store)
+    clock, gate = JumpingClock(), Gate()
+
+    async def at_once(session_id: str, **options: Any) -> int:
+        faulty.calls["at_once"] += 1
+        return 7
+
+    vars(faulty)["wait_for_runs"] = at_once
+    manager = SessionManager(faulty, ScriptedAdapter([gate]), clock=clock)
+    task = asyncio.create_task(manager.run_once({}))
+    await gate.reached()
+    await clock.advance_ms(3_000)
+    assert faulty.calls["at_once"] <= 6
+    gate.open()
+    await task
+
+
+async def test_a_stop_is_bounded_while_every_call_hangs(store: SessionStore) -> None:
+    faulty, clock, gate = FaultyStore(store), JumpingClock(), Gate()
+    server = await open_server(faulty, ScriptedAdapter([gate]), clock=clock, cancel_grace_ms=500)
+    run_id = await server.submit_run({})
+    await gate.reached()
+    waiting = asyncio.create_task(server.await_run(run_id))
+    await asyncio.sleep(0)
+    faulty.hanging |= {
+        "flush", "get_latest_sequence", "get_events", "release_run", "get_run", "claim_run",
+        "list_runs", "list_orphaned_runs", "wait_for_runs", "append_events", "get_session",
+    }  # fmt: skip
+    stopping = asyncio.create_task(server.stop())
+    for _ in range(100):
+        await clock.advance_ms(100)
+    assert stopping.done()
+    with pytest.raises(ActorStopped):
+        await waiting
+    faulty.heal()
+
+
+async def test_a_release_that_raises_leaves_nobody_waiting(store: SessionStore) -> None:
+    faulty, gate = FaultyStore(store), Gate()
+    async with await open_server(faulty, ScriptedAdapter([gate]), cancel_grace_ms=100) as server:
+        run_id = await server.submit_run({})
+        await gate.reached()
+        faulty.failing |= {"flush": OSError("no disk"), "release_run": OSError("no disk")}
+        gate.open()
+        with pytest.raises(OSError, match="no disk"):
+            await server.await_run(run_id)
+        faulty.heal()
+        assert server.is_running
+
+
+async def test_a_cancellation_cut_off_by_the_stop_is_told_as_such(store: SessionStore) -> None:
+    faulty = FaultyStore(store)
+    server = await open_server(faulty, ScriptedAdapter())
+    faulty.hanging.add("get_run")
+    cancelling = asyncio.create_task(server.cancel_run("run_x"))
+    await until(lambda: faulty.calls["get_run"])
+    await server.stop()
+    with pytest.raises(ActorStopped):
+        await cancelling
+
+
+async def test_a_store_that_fails_right_after_a_cancellation_does_not_crash_the_server(
+    store: SessionStore,
+) -> None:
+    faulty, gate = FaultyStore(store), Gate()
+    async with await open_server(faulty, ScriptedAdapter([gate])) as server:
+        await server.submit_run({})
+        await gate.reached()
+        queued = await server.submit_run({})
+        flush = store.flush
+
+        async def last_call(*args: Any, **options: Any) -> Any:
+            stored = await flush(*args, **options)
+            faulty.failing["get_run"] = StoreUnavailable("busy")
+            return stored
+
+        vars(faulty)["flush"] = last_call
+        await server.cancel_run(queued)
+        faulty.heal()
+        assert server.is_running
+        assert (await store.get_run(queued)).status == RunStatus.CANCELLED
+        del vars(faulty)["flush"]
+        gate.open()
+
+
+@pytest.mark.parametrize("call", ["get_events", "get_latest_sequence"])
+async def test_subscriptions_outlast_a_store_that_fails(store: SessionStore, call: str) -> None:
+    faulty, clock = FaultyStore(store), JumpingClock()
+    async with await open_server(faulty, ScriptedAdapter(), clock=clock) as server:
+        if call == "get_latest_sequence":
+            faulty.failing[call] = StoreError("disk on fire")
+        subscription = server.subscribe(type="run_completed")
+        reading = asyncio.create_task(anext(subscription))
+        for _ in range(50):
+            await asyncio.sleep(0)
+        faulty.failing[call] = StoreError("disk on fire")
+        run_id = await server.submit_run({})
+        await clock.advance_ms(1_500)
+        assert server.is_running
+        faulty.heal()
+        waited = asyncio.create_task(until(reading.done))
+        while not waited.done():
+            await clock.advance_ms(500)
+        if isinstance(reading.exception(), StoreError):
+            reading = asyncio.create_task(anext(subscription))
+        assert (await reading).run_id == run_id
+        subscription.unsubscribe()
+
+
+async def test_two_attempts_of_one_run_at_once_are_both_let_go(store: SessionStore) -> None:
+    """The first was taken away while its provider does not stop; the same server claims the second."""
+    stubborn, gate = Gate(stubborn=True), Gate()
+    adapter = ScriptedAdapter(scripts=[[stubborn], [gate]])
+    async with await open_server(store, adapter, max_concurrent_runs=2) as server:
+        run_id = await server.submit_run({})
+        await stubborn.reached()
+        claimed = await store.get_run(run_id)
+        await store.flush(ExecutionResult(run=claimed.with_status("pending")), fence=claimed.fence)
+        await gate.reached()
+        stubborn.open()
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert server.status().in_flight_runs == [run_id]
+        gate.open()
+        result = await server.await_run(run_id)
+        assert (result.status, server.status().in_flight_count) == (RunStatus.COMPLETED, 0)
+
+
+async def test_a_drain_that_leaves_the_queue_keeps_its_time_while_the_store_hangs(
+    store: SessionStore,
+) -> None:
+    faulty, clock = FaultyStore(store), JumpingClock()
+    async with await open_server(faulty, ScriptedAdapter(), clock=clock) as server:
+        await server.execute_run({})
+        faulty.hanging.add("claim_run")
+        await server.submit_run({})
+        await until(lambda: faulty.calls["claim_run"])
+        draining = asyncio.create_task(server.drain(timeout_ms=100, queued="leave"))
+        await clock.advance_ms(200)
+        with pytest.raises(DrainTimeout):
+            await draining
+        faulty.heal()
+
+
+async def test_the_looking_for_orphans_outlasts_a_foreign_exception(store: SessionStore) -> None:
+    faulty, clock = FaultyStore(store), JumpingClock()
+    async with await open_server(faulty, ScriptedAdapter(), clock=clock):
+        for _ in range(50):
+            await asyncio.sleep(0)
+        faulty.failing["list_orphaned_runs"] = OSError("no disk")
+        await clock.advance_ms(10_000)
+        faulty.heal()
+        await clock.advance_ms(5_000)  # the server's own looking comes to rest
+        before = faulty.calls["list_orphaned_runs"]
+        await clock.advance_ms(10_000)
+        assert faulty.calls["list_orphaned_runs"] > before
+
+
+async def test_a_finished_run_is_answered_without_waiting(store: SessionStore) -> None:
+    gate = Gate()
+    async with await open_server(store, ScriptedAdapter(scripts=[[], [gate]])) as server:
+        done = await server.submit_run({})
+        await server.await_run(done)
+        assert (await server.await_run(done, timeout_ms=0)).status == RunStatus.COMPLETED
+        open_run = await server.submit_run({})
+        with pytest.raises(AwaitTimeout):
+            await server.await_run(open_run, timeout_ms=0)
+        with pytest.raises(RunNotFound):
+            await server.await_run("run_x", timeout_ms=0)
+        gate.open()
+        await server.drain()
+        await server.drain(timeout_ms=0)
+
+
+@pytest.mark.parametrize("end", ["cancel_session", "fail_session"])
+@pytest.mark.parametrize("turns", [*range(1, 16), 20, 30])
+async def test_ending_a_session_cancelled_at_any_await_is_done_or_not_begun(
+    store: SessionStore, end: str, turns: int
+) -> None:
+    manager = SessionManager(store, ScriptedAdapter())
+    session = await manager.start_session(agent_id="tester")
+    await manager.activate_session(session.id)
+    runs = [await manager.start_run(session.id, {}) for _ in range(3)]
+    arguments = (session.id,) if end == "cancel_session" else (session.id, "x")
+    ending = asyncio.create_task(getattr(manager, end)(*arguments))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    ending.cancel()
+    await asyncio.wait([ending])
+    ended = (await store.get_session(session.id)).status.is_terminal
+    assert [(await store.get_run(run.id)).status.is_terminal for run in runs] == [ended] * 3
+
+
+async def test_a_submission_that_ends_after_the_stop_is_the_next_servers(store: SessionStore) -> None:
+    faulty = FaultyStore(store)
+    server = await open_server(faulty, ScriptedAdapter())
+    faulty.hanging.add("enqueue_run")
+    submitting = asyncio.create_task(server.submit_run({}))
+    await until(lambda: faulty.calls["enqueue_run"])
+    await server.stop()
+    faulty.heal()
+    run_id = await submitting
+    assert not server._traces  # pyright: ignore[reportPrivateUsage]
+    async with SessionServer(
+        store=store, adapter=ScriptedAdapter(), session_id=server.session_id
+    ) as successor:
+        assert (await successor.await_run(run_id)).status == RunStatus.COMPLETED
+
+
+async def test_a_stop_that_drains_sees_what_others_do_with_its_queue(store: SessionStore) -> None:
+    clock, gate = JumpingClock(), Gate()
+    server = await open_server(store, ScriptedAdapter([gate]), clock=clock, stop_drain_ms=60_000)
+    await server.submit_run({})
+    await gate.reached()
+    queued = await server.submit_run({})
+    stopping = asyncio.create_task(server.stop())
+    await until(lambda: not server.is_running)
+    await server.manager.cancel_run(queued)
+    gate.open()
+    ended = asyncio.create_task(until(stopping.done))
+    began = clock.monotonic()
+    while not ended.done():
+        await clock.advance_ms(100)
+        await asyncio.sleep(0.001)
+    assert clock.monotonic() - began < 30

@@ -53,3 +53,14 @@ def test_submitting_a_waiting_run_again_changes_nothing() -> None:
     assert submitted(queue, "a")
     assert not submitted(queue, "a")
     assert queue.run_ids() == ["a"]
+
+
+def test_a_run_that_a_recount_saw_before_its_submitter_is_its_own() -> None:
+    queue = RunQueue()
+    queue.submitting()
+    queue.mark()
+    queue.recount(["a"])
+    assert queue.submitted("a")
+    assert (queue.run_ids(), queue.has_own) == (["a"], True)
+    queue.left("a")
+    assert not queue.has_own

@@ -42,9 +42,12 @@ async def compare(harness: Harness, name: str, store: Any, tokens: int) -> None:
 async def batches(store: Any, count: int) -> float:
     """Events a second, appended in batches."""
     began = time.perf_counter()
-    for _ in range(0, count, BATCH):
+    for first in range(0, count, BATCH):
         await store.append_events(
-            [Event.new(type="message_streamed", session_id="raw", data=PAYLOAD) for _ in range(BATCH)]
+            [
+                Event.new(type="message_streamed", session_id="raw", data=PAYLOAD)
+                for _ in range(min(BATCH, count - first))
+            ]
         )
     return count / (time.perf_counter() - began)
 

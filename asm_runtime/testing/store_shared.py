@@ -240,6 +240,20 @@ class SharedDataConformance(StoreCase):
         assert numbers(stored) == [5, 6]
         assert clock.monotonic() < HOUR_MS / 1000
 
+    async def test_a_change_by_another_node_that_brings_nothing_does_not_end_the_waiting(
+        self, store: StoreUnderTest, second: StoreUnderTest, clock: JumpingClock
+    ) -> None:
+        parked = await self.begun(
+            clock, asyncio.create_task(store.get_events("s", run_id="r", wait_timeout_ms=HOUR_MS))
+        )
+        await second.enqueue_run(run("r"))
+        for _ in range(20):  # it looks, and finds nothing for the one who is parked
+            await clock.advance_ms(50)
+            await store.get_latest_sequence("s")
+        stored = await second.append_events(events(1, run_id="r"))
+        assert await self.ended(clock, parked) == stored
+        assert clock.monotonic() < HOUR_MS / 1000
+
     async def test_readers_see_what_all_nodes_append_once_in_order(
         self, store: StoreUnderTest, second: StoreUnderTest, clock: JumpingClock
     ) -> None:

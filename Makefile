@@ -8,10 +8,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-# pyright runs on the Node.js of its wheel and keeps its npm package in the venv: nothing of the
-# machine is used, nothing outside the checkout is written.
+# pyright runs on the Node.js that is installed with it, not on the machine's, which may be too old.
 export PYRIGHT_PYTHON_GLOBAL_NODE := 0
-export PYRIGHT_PYTHON_CACHE_DIR := $(abspath $(VENV))/pyright
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help

@@ -209,7 +209,8 @@ class _Worker:
         """Wait for a moment that does not come if the process ends before."""
         await asyncio.wait((moment, self._ended), return_when=asyncio.FIRST_COMPLETED)
         if not moment.done():
-            raise AsmError(f"process {self.pid} of the demo ended before its time")
+            code = await self._process.wait()
+            raise AsmError(f"process {self.pid} of the demo ended before its time, with exit code {code}")
 
     async def kill(self) -> None:
         """kill -9, and wait until it is gone. Idempotent."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from contextlib import closing
 
 import msgspec
 
@@ -43,9 +44,14 @@ class Report(msgspec.Struct, omit_defaults=True):
 async def main(url: str) -> None:
     """Serve as ordered, or stop when nobody is left to order."""
     orders = asyncio.StreamReader()
-    await asyncio.get_running_loop().connect_read_pipe(
+    pipe, _ = await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(orders), sys.stdin
     )
+    with closing(pipe):
+        await _work(url, orders)
+
+
+async def _work(url: str, orders: asyncio.StreamReader) -> None:
     async with SQLSessionStore(url) as store:
         _say(Report(ready=True))
         line = await orders.readline()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import weakref
 from collections.abc import Awaitable, Collection, Mapping
 from typing import Any, Literal, TypedDict, TypeVar, Unpack
 
@@ -28,10 +27,11 @@ from asm_runtime.manager import DEFAULT_CANCEL_GRACE_MS, SessionManager
 from asm_runtime.observer import RunTrace, observer
 from asm_runtime.orphans import OrphanWatch
 from asm_runtime.ports import EventCallback, ProviderAdapter, RunResult, ServerStatus, SessionStore
-from asm_runtime.records import Event, EventType, Run, RunStatus, SessionStatus
+from asm_runtime.readers import Readers
+from asm_runtime.records import EventType, Run, RunStatus, SessionStatus
 from asm_runtime.run_options import RunOptionArgs, callbacks_of, stored_options
 from asm_runtime.run_queue import RunQueue
-from asm_runtime.subscription import Feed, Subscription
+from asm_runtime.subscription import Subscription
 
 __all__ = ["ServerOptions", "SessionServer"]
 
@@ -48,9 +48,6 @@ RECOUNT_SHARE = 20
 
 WRITE_GRACE_S = 1.0
 """How long the store may take to write what a stop leaves; then it is left to the next server."""
-
-FEED_LINGER_S = 1.0
-"""How long the feed goes on with nobody to read it: awaiting run after run needs no new one."""
 
 
 class ServerOptions(TypedDict, total=False):
@@ -92,20 +89,17 @@ class SessionServer(Actor):
     __slots__ = (
         "_adapter",
         "_attached",
-        "_await_changes",
         "_callbacks",
         "_cancel_grace_ms",
         "_claiming",
         "_default_run_options",
         "_draining",
-        "_feed",
-        "_feed_rest",
-        "_feed_task",
         "_in_flight",
         "_look_again",
         "_looking",
         "_on_orphan",
         "_queue",
+        "_readers",
         "_recount_at",
         "_recount_timer",
         "_revision",
@@ -113,7 +107,6 @@ class SessionServer(Actor):
         "_settled",
         "_stop_drain_ms",
         "_store",
-        "_subscriptions",
         "_telemetry",
         "_traces",
         "_watch",
@@ -161,12 +154,8 @@ class SessionServer(Actor):
         # What an idle server does without is made when it is needed.
         self._callbacks: dict[str, list[EventCallback]] | None = None
         self._traces: dict[str, RunTrace] | None = None
-        self._await_changes: dict[str, set[asyncio.Future[None]]] | None = None
         self._settled: set[asyncio.Future[None]] | None = None
-        self._subscriptions: weakref.WeakSet[Subscription] | None = None
-        self._feed: Feed | None = None
-        self._feed_task: asyncio.Task[None] | None = None
-        self._feed_rest: Timer | None = None
+        self._readers: Readers | None = None
         self._watch: asyncio.Task[int] | None = None
         self._looking: asyncio.Task[None] | None = None
         self._look_again = False
@@ -360,21 +349,9 @@ class SessionServer(Actor):
                 subscription reads from the store again and loses nothing.
         """
         self._check_running()
-        subscription = Subscription(
-            self._store,
-            session_id=self.session_id,
-            feed=self._running_feed,
-            on_end=self._subscription_ended,
-            from_sequence=from_sequence,
-            after=after,
-            run_id=run_id,
-            type=type,
-            buffer=buffer,
+        return self._readers_here().subscribe(
+            from_sequence=from_sequence, after=after, run_id=run_id, type=type, buffer=buffer
         )
-        if self._subscriptions is None:
-            self._subscriptions = weakref.WeakSet()
-        self._subscriptions.add(subscription)
-        return subscription
 
     def unsubscribe(self, subscription: Subscription) -> None:
         """End a subscription's iteration at once. Plain, idempotent."""
@@ -394,7 +371,7 @@ class SessionServer(Actor):
             queued_count=len(queued),
             max_concurrent_runs=self.max_concurrent_runs,
             max_queued_runs=self.max_queued_runs,
-            subscribers=len(self._subscriptions or ()),
+            subscribers=0 if self._readers is None else self._readers.subscribers,
             draining=self._draining,
         )
 
@@ -461,7 +438,8 @@ class SessionServer(Actor):
         self._claiming = False
         await self._stop_looking()
         await self._end_runs()
-        await self._end_subscriptions()
+        if self._readers is not None:
+            await self._readers.finish()
         self._release_waiting(None)
 
     def on_crash(self, reason: BaseException) -> None:
@@ -469,8 +447,8 @@ class SessionServer(Actor):
         self._claiming = False
         if self._watch is not None:
             self._watch.cancel()
-        for subscription in tuple(self._subscriptions or ()):
-            subscription.fail(self._gone())
+        if self._readers is not None:
+            self._readers.fail()
         self._release_waiting(reason)
 
     def _release_waiting(self, reason: BaseException | None) -> None:
@@ -484,12 +462,8 @@ class SessionServer(Actor):
         for trace in (self._traces or {}).values():
             trace.abandoned()
         self._traces = None
-        if self._feed is not None:
-            self._feed.end()
-        for waiting in (self._await_changes or {}).values():
-            for change in waiting:
-                if not change.done():
-                    change.set_result(None)
+        if self._readers is not None:
+            self._readers.end()
         for settled in self._settled or ():
             if not settled.done():
                 settled.set_result(None)
@@ -518,30 +492,6 @@ class SessionServer(Actor):
             if not ends.done():
                 ends.cancel()
                 logger.warning("runs of session %s are abandoned by its server", self.session_id)
-
-    async def _end_subscriptions(self) -> None:
-        """Every subscription gets what is stored up to now, at its own pace, then ends."""
-        subscriptions = tuple(self._subscriptions or ())
-        if not subscriptions:
-            return
-        looking = self.spawn(self._last_number())
-        over = self.spawn(sleep(self._clock, WRITE_GRACE_S))
-        await asyncio.wait([looking, over], return_when=asyncio.FIRST_COMPLETED)
-        over.cancel()
-        last = looking.result() if looking.done() else None
-        looking.cancel()
-        for subscription in subscriptions:
-            if last is None:
-                subscription.fail(self._gone())
-            else:
-                subscription.finish(last)
-
-    async def _last_number(self) -> int | None:
-        try:
-            return await self._store.get_latest_sequence(self.session_id)
-        except AsmError as error:
-            logger.warning("session %s ends its subscriptions early: %s", self.session_id, error)
-            return None
 
     # -- the queue
 
@@ -714,21 +664,29 @@ class SessionServer(Actor):
             if execution is not None:
                 outcome = await asyncio.shield(execution.outcome)
                 if outcome.is_final:
-                    await self._handed_out(outcome.last_sequence_number)
+                    await self._readers_here().handed_out(outcome.last_sequence_number)
                     return outcome
             if self._phase_ended():
                 raise self._gone()
             # Ask for the change before looking, so that none falls between.
-            change = self._change_of(run_id)
-            try:
-                await self._running_feed().started()
+            with self._readers_here().change_of(run_id) as change:
+                await self._readers_here().started()
                 stored = await self._stored_outcome(run_id)
                 if stored is not None:
                     return stored
                 if run_id not in self._in_flight:
                     await change
-            finally:
-                self._forget_change(run_id, change)
+
+    def _readers_here(self) -> Readers:
+        if self._readers is None:
+            self._readers = Readers(
+                self._store, self.session_id, clock=self._clock, spawn=self.spawn, gone=self._gone
+            )
+        return self._readers
+
+    def _tell_changed(self, run_id: str) -> None:
+        if self._readers is not None:
+            self._readers.tell_changed(run_id)
 
     async def _stored_outcome(self, run_id: str) -> RunOutcome | None:
         """How it has ended, if it has and nothing of it is under way here."""
@@ -736,32 +694,8 @@ class SessionServer(Actor):
         if not run.status.is_terminal or run_id in self._in_flight:
             return None
         last = await last_number_of(self._store, run)
-        await self._handed_out(last)
+        await self._readers_here().handed_out(last)
         return _outcome(run, last)
-
-    async def _handed_out(self, number: int) -> None:
-        """Return when live subscriptions have been given the event of that number."""
-        if self._feed is not None and self._subscriptions:
-            await self._feed.reached(number)
-
-    def _change_of(self, run_id: str) -> asyncio.Future[None]:
-        change: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._await_changes = self._await_changes or {}
-        self._await_changes.setdefault(run_id, set()).add(change)
-        return change
-
-    def _forget_change(self, run_id: str, change: asyncio.Future[None]) -> None:
-        waiting = (self._await_changes or {}).get(run_id)
-        if waiting is not None:
-            waiting.discard(change)
-            if not waiting and self._await_changes is not None:
-                del self._await_changes[run_id]
-        self._rest_feed()
-
-    def _tell_changed(self, run_id: str) -> None:
-        for change in (self._await_changes or {}).get(run_id, ()):
-            if not change.done():
-                change.set_result(None)
 
     async def _drained(self, timeout_ms: int | None, queued: str) -> None:
         self._draining = True
@@ -811,58 +745,6 @@ class SessionServer(Actor):
         finally:
             timer.cancel()
             task.cancel()
-
-    # -- the feed
-
-    def _running_feed(self) -> Feed:
-        """The feed, started if nobody has needed it until now."""
-        if self._feed is None or self._feed.has_ended:
-            if self._phase_ended():
-                raise self._gone()
-            feed = self._feed = Feed(
-                self._store,
-                self.session_id,
-                clock=self._clock,
-                on_terminal=lambda event: self._terminal_seen(event),
-            )
-            self._feed_task = self.spawn(self._run_feed(feed))
-        return self._feed
-
-    async def _run_feed(self, feed: Feed) -> None:
-        try:
-            await feed.run()
-        except ActorStopped as stopped:
-            for subscription in tuple(self._subscriptions or ()):
-                subscription.fail(stopped)
-        else:  # the session was deleted
-            for subscription in tuple(self._subscriptions or ()):
-                subscription.finish(feed.position)
-        finally:
-            feed.end()
-            for run_id in tuple(self._await_changes or ()):
-                self._tell_changed(run_id)
-
-    def _terminal_seen(self, event: Event) -> None:
-        if event.run_id is not None:
-            self._tell_changed(event.run_id)
-
-    def _subscription_ended(self, subscription: Subscription) -> None:
-        if self._subscriptions is not None:
-            self._subscriptions.discard(subscription)
-        self._rest_feed()
-
-    def _rest_feed(self) -> None:
-        """Let the feed end after a while, if nobody needs it then."""
-        idle = self._feed is not None and not self._subscriptions and not self._await_changes
-        if idle and self._feed_rest is None:
-            self._feed_rest = self.send_after(FEED_LINGER_S, self._end_idle_feed)
-
-    def _end_idle_feed(self) -> None:
-        self._feed_rest = None
-        if self._feed_task is not None and not self._subscriptions and not self._await_changes:
-            self._feed_task.cancel()
-            self._feed = None
-            self._feed_task = None
 
     # -- small facts
 

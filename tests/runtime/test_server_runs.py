@@ -548,7 +548,7 @@ async def test_the_last_of_many_runs_is_as_good_as_the_first(store: SessionStore
         assert server.status().queued_count == 0
         assert server.status().in_flight_count == 0
         assert server._callbacks in (None, {})
-        assert server._await_changes in (None, {})
+        assert not server._readers_here()._changes
         assert server._traces in (None, {})
 
 

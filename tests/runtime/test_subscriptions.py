@@ -13,6 +13,7 @@ from asm_runtime.adapters.scripted import Gate, tokens
 from asm_runtime.errors import ActorStopped, ValidationError
 from asm_runtime.ports import SessionStore
 from asm_runtime.subscription import Subscription
+from asm_runtime.testing import JumpingClock
 from tests.runtime.support import open_server, until
 
 
@@ -313,9 +314,12 @@ async def test_bad_arguments_are_refused(store: SessionStore) -> None:
 
 
 async def test_the_feed_rests_when_nobody_reads(store: SessionStore) -> None:
-    async with await open_server(store, ScriptedAdapter()) as server:
-        assert server._feed_task is None
+    clock = JumpingClock()
+    async with await open_server(store, ScriptedAdapter(), clock=clock) as server:
+        readers = server._readers_here()
+        assert readers._feed_task is None
         assert await read(server.subscribe(), 2) == [1, 2]
-        server._end_idle_feed()
-        assert server._feed_task is None
+        assert readers._feed_task is not None
+        await clock.advance_ms(1_000)
+        assert readers._feed_task is None
         assert await read(server.subscribe(), 2) == [1, 2]

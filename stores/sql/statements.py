@@ -80,18 +80,28 @@ SELECT '[' || coalesce(group_concat({_EVENT_JSON}), '') || ']' FROM (
         ON e.session_id = json_extract(i.value, '$[0]') AND e.id = json_extract(i.value, '$[1]'))
 """
 
-# Raise counters: a list of [session, number, revision], where 0 leaves what is stored.
-RAISE_COUNTERS = """
-INSERT INTO asm_session_sequences (session_id, last_sequence, run_revision, updated_at)
-SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'), ?
-FROM json_each(?) WHERE true
+# The same for one session, as a row of its own.
+LATEST_SEQUENCE = "SELECT last_sequence FROM asm_session_sequences WHERE session_id = ?"
+
+_RAISE = """
 ON CONFLICT (session_id) DO UPDATE SET
     last_sequence = max(last_sequence, excluded.last_sequence),
     run_revision = max(run_revision, excluded.run_revision),
     updated_at = excluded.updated_at
 """
 
-LATEST_SEQUENCE = "SELECT last_sequence FROM asm_session_sequences WHERE session_id = ?"
+# Raise counters: a list of [session, number, revision], where 0 leaves what is stored.
+RAISE_COUNTERS = f"""
+INSERT INTO asm_session_sequences (session_id, last_sequence, run_revision, updated_at)
+SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'), ?
+FROM json_each(?) WHERE true
+{_RAISE}"""
+
+# The same for one session.
+RAISE_COUNTER = f"""
+INSERT INTO asm_session_sequences (session_id, last_sequence, run_revision, updated_at)
+VALUES (?, ?, ?, ?)
+{_RAISE}"""
 
 RUN_REVISION = "SELECT run_revision FROM asm_session_sequences WHERE session_id = ?"
 

@@ -17,7 +17,7 @@ from asm_runtime.ports import ExecutionResult, ExpectedStatus, Order
 from asm_runtime.records import Event, EventType, Fence, Run, RunStatus, Session, SessionStatus
 from asm_runtime.stores import rules
 from asm_runtime.stores.sql import operations, reading
-from asm_runtime.stores.sql.group import Outcome, Request, Writer
+from asm_runtime.stores.sql.group import Outcome, Writer
 from asm_runtime.stores.sql.paging import Pages
 from asm_runtime.stores.sql.rows import event_row
 from asm_runtime.stores.sql.target import database_of

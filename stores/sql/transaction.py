@@ -188,7 +188,11 @@ class Transaction:
                 (session_id, self._heads.get(session_id, 0), revision if session_id in self._revised else 0)
                 for session_id in changed
             ]
-            self.write(statements.RAISE_COUNTERS, (text_of(self.now), encode(counters).decode()))
+            now = text_of(self.now)
+            if len(counters) == 1:
+                self.write(statements.RAISE_COUNTER, (*counters[0], now))
+            else:
+                self.write(statements.RAISE_COUNTERS, (now, encode(counters).decode()))
         changed |= self._deleted
         if not changed:
             return None
@@ -198,7 +202,11 @@ class Transaction:
 
     def _read_heads(self, session_ids: set[str]) -> None:
         unknown = session_ids - self._heads.keys()
-        if unknown:
+        if len(unknown) == 1 and not self._careful:
+            (session_id,) = unknown
+            row = self.row(statements.LATEST_SEQUENCE, session_id)
+            self._heads[session_id] = 0 if row is None else row[0]
+        elif unknown:
             statement = statements.REPAIRED_HEADS if self._careful else statements.HEADS
             self._heads.update(decode(self.row(statement, encode(list(unknown)).decode())[0]))
 

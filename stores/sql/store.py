@@ -143,6 +143,9 @@ class SQLSessionStore(GroupActor):
         owed = list(self._owed)
         if owed or any(letter[2] is None for letter in letters):
             letters = self._with_debts(owed, letters)
+        if self._readers or self._watchers:
+            # Before they are told: whoever is told of a change that brings it nothing waits on.
+            self._look_soon()
         now = self._clock.now()
         halves = self._halved(letters)
         commits = [
@@ -159,8 +162,6 @@ class SQLSessionStore(GroupActor):
                 observer().group_committed(len(half), events)
         if not self._owed.keys().isdisjoint(owed):
             self.send_after(RETRY_SECONDS, _pay)
-        if self._readers or self._watchers:
-            self._look_soon()
 
     def _halved(self, letters: list[Letter]) -> list[list[Letter]]:
         """A large group in two halves, if everybody who writes is in it.

@@ -538,10 +538,14 @@ class _Job:
             error.run_id = run.id if run is not None else error.run_id
             await self._end_session(session.id, error)
             raise
-        if not self._cancelled:
-            await manager.complete_session(session.id)
-        else:
+        if self._cancelled:
             await self._end_session(session.id, None)
+            return result
+        try:
+            await manager.complete_session(session.id)
+        except AsmError as error:  # somebody else has changed it, or the store fails
+            error.session_id, error.run_id = session.id, run.id
+            raise
         return result
 
     async def _end_session(self, session_id: str, error: AsmError | None) -> None:

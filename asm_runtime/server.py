@@ -19,6 +19,7 @@ from asm_runtime.errors import (
     DrainTimeout,
     InvalidTransition,
     RunNotFound,
+    StoreError,
     ValidationError,
 )
 from asm_runtime.execution import RunExecution, RunOutcome
@@ -470,6 +471,7 @@ class SessionServer(Actor):
 
     async def _stop_looking(self) -> None:
         tasks: list[asyncio.Task[Any]] = [task for task in (self._watch, self._looking) if task is not None]
+        self._watch = None
         for task in tasks:
             task.cancel()
         if tasks:
@@ -509,18 +511,18 @@ class SessionServer(Actor):
         self._watch.add_done_callback(self._runs_changed, context=self._context)
 
     def _runs_changed(self, watch: asyncio.Task[int]) -> None:
-        if watch.cancelled() or not self._attached:
+        if watch is not self._watch or not self._attached:
             return
         before = self._revision
-        error = watch.exception()
+        error = StoreError("the wait was cut off") if watch.cancelled() else watch.exception()
         if error is None and watch.result() != before:
             self._watch_runs(watch.result())
         elif isinstance(error, ActorStopped):
             logger.warning("the store of session %s stopped before its server", self.session_id)
-        elif error is None or isinstance(error, AsmError):
+        elif error is None or isinstance(error, Exception):
             # The store failed, or answered early: neither may make us spin.
             if error is not None:
-                logger.warning("session %s waits for its store: %s", self.session_id, error)
+                logger.warning("session %s waits for its store: %r", self.session_id, error)
             self._watch = None
             self.send_after(RETRY_DELAY_S, self._watch_runs, before)
         else:

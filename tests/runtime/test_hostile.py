@@ -10,7 +10,7 @@ import pytest
 from asm_runtime import Event, Run, RunStatus, SessionManager, SessionStatus
 from asm_runtime.adapters import ScriptedAdapter
 from asm_runtime.adapters.scripted import Gate, fail, say, tokens
-from asm_runtime.errors import ProviderError, RunCancelled, ValidationError
+from asm_runtime.errors import Conflict, ProviderError, RunCancelled, ValidationError
 from asm_runtime.ports import SessionStore
 from asm_runtime.testing import JumpingClock
 from tests.runtime.faulty import FaultyStore
@@ -148,3 +148,30 @@ async def test_a_provider_held_up_by_a_full_buffer_is_not_silent(store: SessionS
         await clock.advance_ms(500)
         faulty.heal()
         assert (await server.await_run(run_id)).status == RunStatus.COMPLETED
+
+
+async def test_run_once_names_its_session_when_somebody_else_keeps_it_open(store: SessionStore) -> None:
+    async def submit_another(stage: Any) -> None:
+        await manager.start_run(stage.session.id, {})
+
+    manager = SessionManager(store, ScriptedAdapter([submit_another]))
+    with pytest.raises(Conflict) as refused:
+        await manager.run_once({})
+    assert refused.value.session_id is not None
+    assert (await store.get_run(refused.value.run_id or "")).status == RunStatus.COMPLETED
+
+
+async def test_a_wait_that_the_store_cuts_off_leaves_no_server_deaf(store: SessionStore) -> None:
+    faulty, clock = FaultyStore(store), JumpingClock()
+    async with await open_server(faulty, ScriptedAdapter(), clock=clock) as server:
+        await server.execute_run({})
+        for _ in range(50):
+            await asyncio.sleep(0)
+        faulty.failing["wait_for_runs"] = asyncio.CancelledError()
+        run = await server.manager.start_run(server.session_id, {})  # rings
+        await server.await_run(run.id)
+        await until(lambda: server._watch is None)  # pyright: ignore[reportPrivateUsage]
+        faulty.heal()
+        await clock.advance_ms(2_000)
+        run = await server.manager.start_run(server.session_id, {})
+        await server.await_run(run.id)

@@ -12,7 +12,6 @@ from typing import Any
 from asm_runtime.errors import (
     AsmError,
     DependencyMissing,
-    MigrationRequired,
     NotFound,
     StoreError,
     ValidationError,
@@ -74,7 +73,7 @@ def _code_of(error: AsmError) -> ExitCode:
             return ExitCode.USAGE
         case NotFound():
             return ExitCode.NOT_FOUND
-        case MigrationRequired() | StoreError():
+        case StoreError():
             return ExitCode.STORE
         case _:
             return ExitCode.FAILED

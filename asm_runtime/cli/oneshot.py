@@ -75,7 +75,7 @@ def _read(file: str | None) -> str:
     if file is None and sys.stdin.isatty():
         raise ValidationError("give the input as arguments, with --file, or on standard input")
     try:
-        text = sys.stdin.read() if file in (None, "-") else Path(str(file)).read_text()
+        text = sys.stdin.read() if file in (None, "-") else Path(str(file)).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ValidationError(f"cannot read {file or 'standard input'}: {error}") from None
     if not text.strip():

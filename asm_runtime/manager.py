@@ -365,6 +365,21 @@ class SessionManager:
         except (Conflict, InvalidTransition, LeaseLost):
             return
 
+    async def end_runs_of(self, session: Session) -> None:
+        """End the runs that a cancelled or failed session has left open, as `cancelled`.
+
+        Also those of a session whose end was written by a process that died before it ended them.
+        """
+        if session.status not in (SessionStatus.CANCELLED, SessionStatus.FAILED):
+            return
+        reason = f"session_{session.status}"
+        while open_runs := await self.store.list_runs(session.id, status=OPEN_RUN_STATUSES, limit=_PAGE):
+            for run in open_runs:
+                try:
+                    await self.end_as_cancelled(run.id, session.id, reason=reason)
+                except NotFound:
+                    return  # the session was deleted meanwhile
+
     # -- reading
 
     async def get_session_events(self, session_id: str, **filters: Any) -> list[Event]:
@@ -462,19 +477,15 @@ class SessionManager:
         """The session's end, then those of its runs: once begun, all of it is written."""
 
         async def ending() -> Session:
-            session = await self._change_session(session_id, status, type, data=data)
-            await self._end_open_runs(session, type.value)
+            try:
+                session = await self._change_session(session_id, status, type, data=data)
+            except InvalidTransition:
+                await self.end_runs_of(await self.store.get_session(session_id))
+                raise
+            await self.end_runs_of(session)
             return session
 
         return await _seen_through(asyncio.get_running_loop().create_task(ending()))
-
-    async def _end_open_runs(self, session: Session, reason: str) -> None:
-        while open_runs := await self.store.list_runs(session.id, status=OPEN_RUN_STATUSES, limit=_PAGE):
-            for run in open_runs:
-                try:
-                    await self.end_as_cancelled(run.id, session.id, reason=reason)
-                except NotFound:
-                    return  # the session was deleted meanwhile
 
     def _session_event(self, session: Session, type: EventType, data: JsonObject | None) -> Event:
         return Event.new(

@@ -419,6 +419,7 @@ class SessionServer(Actor):
             except InvalidTransition:  # another server was first
                 session = await self._store.get_session(self.session_id)
         if session.status.is_terminal:
+            await self.manager.end_runs_of(session)
             raise InvalidTransition(
                 f"session {session.id} is {session.status}: it cannot be served",
                 from_status=session.status,

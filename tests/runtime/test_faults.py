@@ -15,6 +15,7 @@ from asm_runtime.errors import (
     ActorStopped,
     AwaitTimeout,
     DrainTimeout,
+    InvalidTransition,
     LeaseLost,
     RunCancelled,
     RunFailed,
@@ -528,3 +529,21 @@ async def test_a_stop_that_drains_sees_what_others_do_with_its_queue(store: Sess
         await clock.advance_ms(100)
         await asyncio.sleep(0.001)
     assert clock.monotonic() - began < 30
+
+
+@pytest.mark.parametrize("heir", ["manager", "server"])
+async def test_runs_that_a_dead_process_left_on_an_ended_session_are_ended(
+    store: SessionStore, heir: str
+) -> None:
+    """It wrote the session's end and died before those of its runs."""
+    manager = SessionManager(store, ScriptedAdapter())
+    session = await manager.activate_session((await manager.start_session(agent_id="tester")).id)
+    runs = [await manager.start_run(session.id, {}) for _ in range(2)]
+    await store.claim_run(session.id)
+    await store.save_session(session.with_status("cancelled"))
+    server = SessionServer(store=store, adapter=ScriptedAdapter(), session_id=session.id)
+    with pytest.raises(InvalidTransition):
+        await (manager.cancel_session(session.id) if heir == "manager" else server.start())
+    for run in runs:
+        (end,) = await terminal_events(store, session.id, run.id)
+        assert (str(end.type), end.data["reason"]) == ("run_cancelled", "session_cancelled")

@@ -173,7 +173,7 @@ def events(
             limit=limit,
             type=type,
             run=run,
-            following=follow,
+            follow=follow,
             json=json,
         )
     )

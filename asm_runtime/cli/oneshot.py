@@ -15,11 +15,10 @@ import msgspec
 
 from asm_runtime.adapters import ScriptedAdapter, ShellAdapter
 from asm_runtime.cli.exits import ExitCode, complain
+from asm_runtime.cli.log import following
 from asm_runtime.cli.output import Output
 from asm_runtime.cli.store_option import opened
-from asm_runtime.clock import SYSTEM_CLOCK
 from asm_runtime.errors import AsmError, Conflict, InvalidTransition, ValidationError
-from asm_runtime.follow import follow
 from asm_runtime.manager import SessionManager
 from asm_runtime.payload import decode
 from asm_runtime.ports import ProviderAdapter
@@ -32,10 +31,6 @@ ADAPTERS: dict[str, Callable[[], ProviderAdapter]] = {
     "shell": lambda: ShellAdapter(inherit_env=["*"]),
     "scripted": ScriptedAdapter,
 }
-
-PAGE = 500
-WAIT_MS = 30_000
-POLL_MS = 250
 
 _EXIT_CODES = {
     RunStatus.COMPLETED: ExitCode.DONE,
@@ -155,17 +150,7 @@ class OneShot(msgspec.Struct, frozen=True, kw_only=True):
     async def _print(self, manager: SessionManager, run: Run, after: int) -> None:
         transcript = _Transcript()
         output = Output(sys.stdout)
-        batches = follow(
-            manager.store,
-            run.session_id,
-            clock=SYSTEM_CLOCK,
-            after=after,
-            limit=PAGE,
-            poll_interval_ms=POLL_MS,
-            wait_timeout_ms=WAIT_MS,
-            run_id=run.id,
-        )
-        async for events in batches:
+        async for events in following(manager.store, run.session_id, after=after, run_id=run.id):
             if self.json:
                 await output.json(events)
             else:

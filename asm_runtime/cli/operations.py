@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from asm_runtime.cli.exits import ExitCode
+from asm_runtime.cli.log import PAGE, following, stored
 from asm_runtime.cli.output import Output, event_line, run_cells, session_cells
 from asm_runtime.cli.store_option import opened
-from asm_runtime.clock import SYSTEM_CLOCK
 from asm_runtime.errors import SessionNotFound
-from asm_runtime.follow import follow
 from asm_runtime.ports import SessionStore
 from asm_runtime.records import Event
 
 __all__ = ["export", "list_runs", "list_sessions", "show_events", "tail"]
-
-PAGE = 500
-"""How many records are read at once, and so held."""
-
-WAIT_MS = 30_000
-"""How long one long poll lasts; then the next begins."""
-
-POLL_MS = 250
-"""The pause between reads of a store that knows no long poll."""
 
 
 async def list_sessions(
@@ -76,18 +66,18 @@ async def show_events(
     limit: int | None,
     type: Sequence[str],
     run: str | None,
-    following: bool,
+    follow: bool,
     json: bool,
 ) -> ExitCode:
-    """Print a session's log from a cursor on; with `following`, go on with what comes."""
+    """Print a session's log from a cursor on; with `follow`, go on with what comes."""
     output = Output(sys.stdout)
     async with opened(where, create=False) as store:
         await _must_exist(store, session_id)
         filters: dict[str, Any] = {"run_id": run, "type": type or None}
         pages = (
-            _following(store, session_id, after=after, **filters)
-            if following
-            else _stored(store, session_id, after=after, limit=limit, **filters)
+            following(store, session_id, after=after, **filters)
+            if follow
+            else stored(store, session_id, after=after, limit=limit, **filters)
         )
         shown = 0
         async for page in pages:
@@ -117,7 +107,7 @@ async def tail(
             last.reverse()
         await _print_events(output, last, json=json)
         has_ended = run is not None and (await store.get_run(run, session_id=session_id)).status.is_terminal
-        pages = _stored if has_ended else _following  # what came since the cursor was read, or will come
+        pages = stored if has_ended else following  # what came since the cursor was read, or will come
         async for page in pages(store, session_id, after=cursor, **filters):
             await _print_events(output, page, json=json)
             if run is not None and page[-1].is_terminal:
@@ -135,7 +125,7 @@ async def export(where: str | None, session_id: str) -> ExitCode:
         except SessionNotFound:
             pass  # a log needs no session row
         await output.json({"run": run} for run in await store.list_runs(session_id))
-        async for page in _stored(store, session_id, after=0):
+        async for page in stored(store, session_id, after=0):
             await output.json({"event": event} for event in page)
     return ExitCode.DONE
 
@@ -147,36 +137,6 @@ async def _must_exist(store: SessionStore, session_id: str) -> None:
     except SessionNotFound:
         if not await store.get_latest_sequence(session_id):
             raise
-
-
-async def _stored(
-    store: SessionStore, session_id: str, *, after: int, limit: int | None = None, **filters: Any
-) -> AsyncIterator[list[Event]]:
-    """What is stored, a page at a time."""
-    cursor, left = after, limit
-    while left is None or left > 0:
-        size = PAGE if left is None else min(PAGE, left)
-        page = await store.get_events(session_id, after=cursor, limit=size, **filters)
-        if not page:
-            return
-        yield page
-        cursor = page[-1].sequence_number or cursor
-        left = None if left is None else left - len(page)
-
-
-def _following(
-    store: SessionStore, session_id: str, *, after: int, **filters: Any
-) -> AsyncIterator[list[Event]]:
-    return follow(
-        store,
-        session_id,
-        clock=SYSTEM_CLOCK,
-        after=after,
-        limit=PAGE,
-        poll_interval_ms=POLL_MS,
-        wait_timeout_ms=WAIT_MS,
-        **filters,
-    )
 
 
 async def _print_events(output: Output, events: Sequence[Event], *, json: bool) -> None:

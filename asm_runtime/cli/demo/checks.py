@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from asm_runtime.cli.demo.plan import LIBRARY, SLOTS, SUBSCRIBED, PlannedRun
+from asm_runtime.cli.log import stored
 from asm_runtime.ports import SessionStore
 from asm_runtime.records import Event, EventType, Run, RunStatus
 
 __all__ = ["Witness", "checked"]
-
-PAGE = 500
 
 TAKEOVER_LIMIT_MS = 1_000
 
@@ -36,7 +35,10 @@ async def checked(
     store: SessionStore, planned: Mapping[str, Sequence[PlannedRun]], witness: Witness
 ) -> list[tuple[bool, str]]:
     """Each claim: whether it holds, and in words with its numbers."""
-    logs = {session_id: await _whole_log(store, session_id) for session_id in planned}
+    logs = {
+        session_id: [event async for page in stored(store, session_id) for event in page]
+        for session_id in planned
+    }
     runs = {session_id: await store.list_runs(session_id) for session_id in planned}
     return [
         _numbers_have_no_gap(logs),
@@ -51,13 +53,6 @@ async def checked(
         _subscriber_saw_all(logs, witness),
         _output_is_true(planned, logs),
     ]
-
-
-async def _whole_log(store: SessionStore, session_id: str) -> list[Event]:
-    log: list[Event] = []
-    while page := await store.get_events(session_id, after=len(log), limit=PAGE):
-        log.extend(page)
-    return log
 
 
 def _numbers_have_no_gap(logs: Mapping[str, list[Event]]) -> tuple[bool, str]:

@@ -19,9 +19,8 @@ from asm_runtime.cli.demo.plan import SUBSCRIBED, plan
 from asm_runtime.cli.demo.view import View
 from asm_runtime.cli.demo.worker import LEAVES_AFTER, Order, Report
 from asm_runtime.cli.exits import ExitCode
-from asm_runtime.clock import SYSTEM_CLOCK
+from asm_runtime.cli.log import following
 from asm_runtime.errors import AsmError, ValidationError
-from asm_runtime.follow import follow
 from asm_runtime.records import Event, EventType, RunStatus
 from asm_runtime.stores import SQLSessionStore
 
@@ -126,16 +125,7 @@ class _Director:
 
     async def _watch(self, store: SQLSessionStore, session_id: str) -> None:
         """Show a session's log as it grows, until the session has ended."""
-        batches = follow(
-            store,
-            session_id,
-            clock=SYSTEM_CLOCK,
-            after=0,
-            limit=100,
-            poll_interval_ms=50,
-            wait_timeout_ms=5_000,
-        )
-        async for events in batches:
+        async for events in following(store, session_id):
             for event in events:
                 self._shown(event)
             if events[-1].type is EventType.SESSION_COMPLETED:

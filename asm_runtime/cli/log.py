@@ -1,0 +1,61 @@
+"""A session's log, a page at a time: what is stored, and what comes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from asm_runtime.clock import SYSTEM_CLOCK
+from asm_runtime.follow import follow
+from asm_runtime.ports import SessionStore
+from asm_runtime.records import Event
+
+__all__ = ["PAGE", "following", "stored"]
+
+PAGE = 500
+"""How many records are read at once, and so held."""
+
+WAIT_MS = 30_000
+"""How long one long poll lasts; then the next begins."""
+
+POLL_MS = 250
+"""The pause between reads of a store that knows no long poll."""
+
+
+async def stored(
+    store: SessionStore, session_id: str, *, after: int = 0, limit: int | None = None, **filters: Any
+) -> AsyncIterator[list[Event]]:
+    """Pages of what is stored.
+
+    Args:
+        store: Where.
+        session_id: Whose.
+        after: The cursor.
+        limit: At most so many events in all; None: no limit.
+        filters: Those of `SessionStore.get_events`.
+    """
+    cursor, left = after, limit
+    while left is None or left > 0:
+        size = PAGE if left is None else min(PAGE, left)
+        page = await store.get_events(session_id, after=cursor, limit=size, **filters)
+        if not page:
+            return
+        yield page
+        cursor = page[-1].sequence_number or cursor
+        left = None if left is None else left - len(page)
+
+
+def following(
+    store: SessionStore, session_id: str, *, after: int = 0, **filters: Any
+) -> AsyncIterator[list[Event]]:
+    """Pages of what is stored and then of whatever comes, from any process, until the session is deleted."""
+    return follow(
+        store,
+        session_id,
+        clock=SYSTEM_CLOCK,
+        after=after,
+        limit=PAGE,
+        poll_interval_ms=POLL_MS,
+        wait_timeout_ms=WAIT_MS,
+        **filters,
+    )

@@ -106,11 +106,18 @@ async def tail(
             last = await store.get_events(session_id, before=cursor + 1, limit=lines, order="desc", **filters)
             last.reverse()
         await _print_events(output, last, json=json)
-        has_ended = run is not None and (await store.get_run(run, session_id=session_id)).status.is_terminal
+        if run is None:
+            async for page in following(store, session_id, after=cursor, **filters):
+                await _print_events(output, page, json=json)
+            return ExitCode.DONE
+        has_ended = (await store.get_run(run, session_id=session_id)).status.is_terminal
         pages = stored if has_ended else following  # what came since the cursor was read, or will come
-        async for page in pages(store, session_id, after=cursor, **filters):
-            await _print_events(output, page, json=json)
-            if run is not None and page[-1].is_terminal:
+        async for page in pages(store, session_id, after=cursor, run_id=run):
+            # Of all types: the run's end is to be seen, also where it is not to be shown.
+            await _print_events(
+                output, [event for event in page if not type or event.type in type], json=json
+            )
+            if page[-1].is_terminal:
                 break
     return ExitCode.DONE
 

@@ -173,6 +173,18 @@ async def test_tail_of_a_run_ends_with_the_run(asm: CommandLine) -> None:
         assert process.returncode == 0
 
 
+async def test_tail_of_a_run_ends_with_it_also_if_its_end_is_not_shown(asm: CommandLine) -> None:
+    async with SQLSessionStore(f"sqlite:///{asm.folder / 'test.db'}") as store:
+        await filled(store)
+        await store.append_event(Event.new(type="custom", session_id="s", run_id="r2"))
+        process = await asm.begin("tail", "s", "--run", "r2", "--type", "custom", "--store", asm.store)
+        assert process.stdout is not None
+        assert await process.stdout.readline()
+        await store.append_event(Event.new(type="run_completed", session_id="s", run_id="r2"))
+        assert await process.communicate() == (b"", b"")
+        assert process.returncode == 0
+
+
 def test_tail_of_a_run_that_has_ended_shows_its_last_events(asm: CommandLine, store: tuple[str, str]) -> None:
     done = asm("tail", "s", "-n", "3", "--run", "r1", "--json", *store)
     assert [event["sequence_number"] for event in json_lines(done.stdout)] == [3, 4, 5]

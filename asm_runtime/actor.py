@@ -738,10 +738,25 @@ class GroupActor(Actor):
         """
         raise NotImplementedError
 
+    def take(self) -> list[Letter]:
+        """For `handle_group`: what has arrived meanwhile, as a part of the group from now on.
+
+        So a handler can set the next piece of slow work going before it answers the one that is done.
+        """
+        more = self._taken_mail()
+        extras = self._extra()
+        unanswered = [letter for letter in extras.in_hand or () if not _is_settled(letter)]
+        extras.in_hand = unanswered + more
+        self._after_drain()
+        return more
+
+    def _taken_mail(self) -> list[Letter]:
+        mail, self._mail = self._mail, []
+        return [letter for letter in mail if not _is_withdrawn(letter)]
+
     def _drain(self) -> None:
         self._scheduled = False
-        mail, self._mail = self._mail, []
-        letters = [letter for letter in mail if not _is_withdrawn(letter)]
+        letters = self._taken_mail()
         if letters:
             self._suspend(self.handle_group(letters), letters)
         else:
@@ -792,6 +807,11 @@ def _reply_of(letter: Letter) -> asyncio.Future[Any] | None:
 def _is_withdrawn(letter: Letter) -> bool:
     reply = _reply_of(letter)
     return reply is not None and reply.done()
+
+
+def _is_settled(letter: Letter) -> bool:
+    reply = _reply_of(letter)
+    return reply is None or reply.done()
 
 
 def _raise_at(reply: asyncio.Future[Any], error: BaseException) -> None:

@@ -1311,6 +1311,84 @@ async def test_a_stop_answers_the_group_and_the_mail_behind_it() -> None:
     assert [await first, await second] == [2, 4]
 
 
+class Pipelining(GroupActor):
+    """Begins to handle what has arrived before it answers what is done."""
+
+    def __init__(self, *, mailbox_limit: int = 10_000) -> None:
+        super().__init__(mailbox_limit=mailbox_limit)
+        self.begun: list[list[Any]] = []
+        self.answered: list[Any] = []
+        self.gate = asyncio.Semaphore(0)
+        self.error: Exception | None = None
+
+    def echo(self, value: Any) -> Any:
+        return value
+
+    async def handle_group(self, letters: list[Letter]) -> None:
+        while letters:
+            self.begun.append([args[0] for _, args, _ in letters])
+            await self.gate.acquire()
+            more = self.take()
+            if self.error is not None:
+                raise self.error
+            for _, args, reply in letters:
+                assert reply is not None
+                if answer(reply, args[0]):
+                    self.answered.append(args[0])
+            letters = more
+
+
+async def test_a_group_handler_can_take_what_has_arrived_before_it_answers() -> None:
+    actor = await Pipelining(mailbox_limit=2).start()
+    calls = [actor.call(actor.echo, 1)]
+    await turns()
+    calls += [actor.call(actor.echo, number) for number in (2, 3, 4)]
+    calls[1].cancel()
+    for _ in range(3):
+        actor.gate.release()
+        await turns()
+    assert actor.begun == [[1], [3], [4]]
+    assert actor.answered == [1, 3, 4]
+    assert [await call for call in calls if not call.cancelled()] == [1, 3, 4]
+
+
+@pytest.mark.parametrize("end", ["raise", "crash"])
+async def test_letters_that_a_group_handler_took_get_its_error_and_answered_ones_are_let_go(
+    end: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    actor = await Pipelining().start()
+    first = actor.call(actor.echo, 1)
+    await turns()
+    second = actor.call(actor.echo, 2)
+    actor.gate.release()
+    await turns()
+    third = actor.call(actor.echo, 3)
+    assert await first == 1
+    assert not second.done()
+    actor.error = ValueError("no disk")
+    if end == "crash":
+        actor.crash(actor.error)
+    else:
+        actor.gate.release()
+    for call in (second, third):
+        with pytest.raises(ValueError if end == "raise" else ActorStopped):
+            await call
+    if end == "raise":
+        assert "group of 2" in caplog.text
+
+
+async def test_a_stop_waits_until_a_group_handler_has_nothing_left_to_take() -> None:
+    actor = await Pipelining().start()
+    first = actor.call(actor.echo, 1)
+    await turns()
+    second = actor.call(actor.echo, 2)
+    stopping = asyncio.ensure_future(actor.stop())
+    for _ in range(2):
+        actor.gate.release()
+    await stopping
+    assert [await first, await second] == [1, 2]
+
+
 # -- subclasses
 
 

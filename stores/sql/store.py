@@ -174,13 +174,13 @@ class SQLSessionStore(GroupActor):
 
     def _with_debts(self, letters: list[Letter]) -> list[Letter]:
         """What is owed, then the letters that ask for something."""
+        if any(letter[0] is _look for letter in letters):
+            self._looks_soon = False
         if self._readers or self._watchers:
             # Before they are told: whoever is told of a change that brings it nothing waits on.
             self._look_soon()
         if not self._owed and all(letter[2] is not None for letter in letters):
             return letters
-        if any(letter[0] is _look for letter in letters):
-            self._looks_soon = False
         debts: list[Letter] = [(operation, (fence,), None) for operation, fence in self._owed]
         return debts + [letter for letter in letters if letter[2] is not None]
 

@@ -111,11 +111,12 @@ def list_sessions(
         "offset": offset,
         "agent_ids": None if agent_ids is None else encode(list(agent_ids)).decode(),
         **_numbered("s", statuses),
+        **_numbered("a", agent_ids),
     }
     cursor.execute(
         statements.list_sessions(
-            statuses=None if statuses is None else len(statuses),
-            agents=None if agent_ids is None else len(agent_ids),
+            statuses=_count(statuses),
+            agents=_count(agent_ids),
         ),
         parameters,
     )
@@ -159,7 +160,7 @@ def list_runs(
         "after": after,
         **_numbered("s", statuses),
     }
-    cursor.execute(statements.list_runs(statuses=None if statuses is None else len(statuses)), parameters)
+    cursor.execute(statements.list_runs(statuses=_count(statuses)), parameters)
     return cursor.fetchall()
 
 

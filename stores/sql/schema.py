@@ -9,7 +9,18 @@ No foreign keys: an event, a run or a claim needs no session row.
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, Float, Index, Integer, MetaData, PrimaryKeyConstraint, Table, Text
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Float,
+    Index,
+    Integer,
+    MetaData,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+    text,
+)
 
 __all__ = ["artifacts", "changes", "events", "metadata", "nodes", "runs", "session_sequences", "sessions"]
 
@@ -67,12 +78,13 @@ runs = Table(
     Index("asm_runs_position", "session_id", "position", unique=True),
     # The queue: the first pending one, and how many are running.
     Index("asm_runs_queue", "session_id", "status", "position"),
-    # What is running, in all sessions: orphans are looked for among these.
-    Index("asm_runs_status", "status", "session_id", "position"),
     Index("asm_runs_id", "id"),
     Index("asm_runs_provider", "provider"),
     Index("asm_runs_started_at", "started_at"),
 )
+
+# What is running, in all sessions: orphans are looked for among these.
+Index("asm_runs_running", runs.c.session_id, runs.c.position, sqlite_where=runs.c.status == text("'running'"))
 
 events = Table(
     "asm_events",

@@ -253,17 +253,19 @@ def page(*, order: str, runs: int | None, types: int | None, since: bool, as_row
     where = "session_id = :session_id AND sequence_number > :after AND sequence_number < :before"
     if since:
         where += " AND timestamp > :since"
-    ranges = [where]
-    # A `+` keeps the planner from an index whose order is not that of the log.
+    # The index is named, and a `+` keeps from another: without statistics the planner takes the log
+    # itself for the cheapest, however rare a run is in it.
+    index, ranges = "", [where]
     if runs is not None and runs <= MAX_MERGED:
-        ranges = [f"{where} AND run_id = :r{index}" for index in range(runs)]
+        index, ranges = "asm_events_run_id", [f"{where} AND run_id = :r{each}" for each in range(runs)]
     elif runs is not None:
         ranges = [f"{where} AND +run_id IN (SELECT value FROM json_each(:run_ids))"]
     if types is not None and runs is None and types <= MAX_MERGED:
-        ranges = [f"{where} AND type = :t{index}" for index in range(types)]
+        index, ranges = "asm_events_type", [f"{where} AND type = :t{each}" for each in range(types)]
     elif types is not None:
         ranges = [f"{one} AND +type IN (SELECT value FROM json_each(:types))" for one in ranges]
-    rows = " UNION ALL ".join(f"SELECT * FROM asm_events WHERE {one}" for one in ranges)
+    table = f"asm_events INDEXED BY {index}" if index else "asm_events"
+    rows = " UNION ALL ".join(f"SELECT * FROM {table} WHERE {one}" for one in ranges)
     rows += f" ORDER BY sequence_number {order} LIMIT :limit"
     if as_rows:
         return f"SELECT sequence_number, {_EVENT_JSON} FROM ({rows})"
@@ -279,18 +281,21 @@ def page(*, order: str, runs: int | None, types: int | None, since: bool, as_row
 def list_sessions(*, statuses: int | None, agents: int | None) -> str:
     """Read sessions in the order (created_at, id).
 
-    Parameters by name: after_time, after_id, limit, offset; for a filter s0, s1 … and agent_ids (JSON).
+    Parameters by name: after_time, after_id, limit, offset; for a filter s0, s1 …, and a0, a1 … or
+    agent_ids (JSON). Like `page` it merges ranges of an index: of the statuses, else of the agents.
+
+    Args:
+        statuses: How many statuses it is filtered by; None: not by status.
+        agents: How many agents, at most `MAX_MERGED` + 1; likewise.
     """
-    filters = "(created_at, id) > (:after_time, :after_id) AND +deleted_at IS NULL"
-    by_agent = " AND {}agent_id IN (SELECT value FROM json_each(:agent_ids))"
+    where = "(created_at, id) > (:after_time, :after_id) AND +deleted_at IS NULL"
+    by_agent = "" if agents is None else " AND +agent_id IN (SELECT value FROM json_each(:agent_ids))"
     if statuses is not None:
-        ranges = [f"{filters} AND status = :s{index}" for index in range(statuses)]
-        if agents is not None:
-            ranges = [one + by_agent.format("+") for one in ranges]
-    elif agents == 1:
-        ranges = [f"{filters} AND agent_id = json_extract(:agent_ids, '$[0]')"]
+        ranges = [f"{where} AND status = :s{each}{by_agent}" for each in range(statuses)]
+    elif agents is not None and agents <= MAX_MERGED:
+        ranges = [f"{where} AND agent_id = :a{each}" for each in range(agents)]
     else:
-        ranges = [filters + ("" if agents is None else by_agent.format("+"))]
+        ranges = [where + by_agent]
     rows = " UNION ALL ".join(f"SELECT {_SESSION_COLUMNS} FROM asm_sessions WHERE {one}" for one in ranges)
     return f"""SELECT json_group_array(json_array({_SESSION_COLUMNS})) FROM ({rows}
         ORDER BY created_at, id LIMIT :limit OFFSET :offset)"""

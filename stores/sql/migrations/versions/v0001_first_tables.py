@@ -105,7 +105,12 @@ def _create_runs(op: Operations) -> None:
     )
     op.create_index("asm_runs_position", "asm_runs", ["session_id", "position"], unique=True)
     op.create_index("asm_runs_queue", "asm_runs", ["session_id", "status", "position"])
-    op.create_index("asm_runs_status", "asm_runs", ["status", "session_id", "position"])
+    op.create_index(
+        "asm_runs_running",
+        "asm_runs",
+        ["session_id", "position"],
+        sqlite_where=sa.text("status = 'running'"),
+    )
     op.create_index("asm_runs_id", "asm_runs", ["id"])
     op.create_index("asm_runs_provider", "asm_runs", ["provider"])
     op.create_index("asm_runs_started_at", "asm_runs", ["started_at"])

@@ -1,0 +1,431 @@
+"""What reads cost and find: plans, steps, pages, rows that cannot be read."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from itertools import product
+from random import Random
+from typing import Any
+
+import pytest
+
+from asm_runtime import Event, EventType, Run, Session
+from asm_runtime.errors import StoreError
+from asm_runtime.ports import Order
+from asm_runtime.stores import SQLSessionStore
+from asm_runtime.stores.sql import opening, paging, reading, statements
+from asm_runtime.stores.sql.transaction import Cursor
+from asm_runtime.stores.waiters import EventFilter
+
+NOON = datetime(2024, 1, 1, 12, tzinfo=UTC)
+
+
+def events(count: int, session_id: str = "s", **fields: Any) -> list[Event]:
+    given: dict[str, Any] = {"type": "custom", "session_id": session_id} | fields
+    return [Event.new(**given) for _ in range(count)]
+
+
+def numbers(found: list[Event]) -> list[int | None]:
+    return [event.sequence_number for event in found]
+
+
+def execute(file: str, statement: str, *parameters: Any) -> None:
+    connection = sqlite3.connect(file)
+    with connection:
+        connection.execute(statement, parameters)
+    connection.close()
+
+
+# -- plans
+
+SHAPES = product(("asc", "desc"), (None, 1, 3, 17), (None, 1, 2, 17), (False, True))
+ONE_ROW = {
+    name: statement
+    for name, statement in vars(statements).items()
+    if name.isupper() and isinstance(statement, str) and not name.startswith("_")
+}
+PLANNED = {
+    **ONE_ROW,
+    **{f"DELETE_SESSION {index}": one for index, one in enumerate(statements.DELETE_SESSION)},
+    **{
+        f"page {shape}": statements.page(
+            order=shape[0], runs=shape[1], types=shape[2], since=shape[3], as_rows=False
+        )
+        for shape in SHAPES
+    },
+    **{f"list_runs {count}": statements.list_runs(statuses=count) for count in (None, 1, 2, 6)},
+    **{
+        f"list_sessions {count} {agents}": statements.list_sessions(statuses=count, agents=agents)
+        for count, agents in product((None, 1, 3), (None, 1, 2))
+    },
+}
+SORTS_A_FEW = {"ACTIVE_RUN"}
+"""Sorts the running runs of one session."""
+
+
+@pytest.fixture
+def empty() -> Iterator[sqlite3.Connection]:
+    """A database with our tables."""
+    connection = opening.connect(":memory:", 0)
+    opening.upgrade_on(connection)
+    yield connection
+    connection.close()
+
+
+def plan_of(connection: sqlite3.Connection, name: str) -> list[str]:
+    statement = PLANNED[name]
+    parameters: Any
+    if name[0].islower():
+        parameters = dict.fromkeys(re.findall(r":(\w+)", statement))
+    else:
+        highest = max(map(int, re.findall(r"\?(\d+)", statement)), default=statement.count("?"))
+        parameters = (None,) * highest
+    return [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)]
+
+
+@pytest.mark.parametrize("name", PLANNED)
+def test_every_statement_goes_by_an_index_and_sorts_nothing(empty: sqlite3.Connection, name: str) -> None:
+    plan = plan_of(empty, name)
+    # That index holds the running runs alone.
+    assert [step for step in plan if step.startswith("SCAN asm_") and "asm_runs_running" not in step] == []
+    sorts = [step for step in plan if "TEMP B-TREE" in step and "DISTINCT" not in step]
+    assert sorts == [] or name in SORTS_A_FEW
+
+
+@pytest.mark.parametrize(
+    ("name", "index"),
+    [
+        ("page ('asc', None, None, False)", "PRIMARY KEY (session_id=? AND sequence_number>?"),
+        ("page ('desc', None, None, True)", "PRIMARY KEY (session_id=? AND sequence_number>?"),
+        ("page ('asc', None, 2, False)", "asm_events_type (session_id=? AND type=? AND sequence_number>?"),
+        ("page ('asc', 3, 1, False)", "asm_events_run_id (session_id=? AND run_id=? AND sequence_number>?"),
+        ("page ('desc', 17, 17, False)", "PRIMARY KEY (session_id=? AND sequence_number>?"),
+        ("list_runs None", "asm_runs_position (session_id=? AND position>?)"),
+        ("list_runs 2", "asm_runs_queue (session_id=? AND status=? AND position>?)"),
+        ("list_sessions None None", "asm_sessions_created_at ((created_at,id)>"),
+        ("list_sessions None 2", "asm_sessions_agent_id (agent_id=? AND (created_at,id)>"),
+        ("list_sessions 3 2", "asm_sessions_status (status=? AND (created_at,id)>"),
+        ("ORPHANS", "asm_runs_running"),
+        ("OWNERS", "asm_runs_running"),
+        ("CLAIM_FIRST_FACTS", "asm_runs_queue (session_id=? AND status=?)"),
+        ("FIND_RUN", "asm_runs_id (id=?)"),
+        ("STORED_EVENTS", "asm_events_id (session_id=? AND id=?)"),
+    ],
+)
+def test_the_hot_statements_go_by_the_index_made_for_them(
+    empty: sqlite3.Connection, name: str, index: str
+) -> None:
+    assert any(index in step for step in plan_of(empty, name))
+
+
+async def steps(store: SQLSessionStore, job: Callable[[Cursor], object]) -> int:
+    """How many steps SQLite's machine takes for a job, on a connection that has done it before."""
+    count = 0
+
+    def one() -> int:
+        nonlocal count
+        count += 1
+        return 0
+
+    def measure(cursor: Cursor) -> None:
+        plain: Any = cursor  # sqlite3's own
+        connection = plain.connection
+        job(cursor)
+        connection.set_progress_handler(one, 1)
+        job(cursor)
+        connection.set_progress_handler(None, 1)
+
+    await store._database.read(measure)
+    return count
+
+
+@pytest.mark.parametrize(
+    "filter",
+    [
+        {},
+        {"order": "desc"},
+        {"type": "custom"},
+        {"run_id": ["r", "q"]},
+        {"run_id": "r", "type": ["custom", "run_started"]},
+    ],
+)
+async def test_a_page_costs_the_same_however_long_the_log_is(store: SQLSessionStore, filter: Any) -> None:
+    def page(cursor: Cursor) -> None:
+        after = 0 if "order" in filter else 300
+        found = reading.event_page(cursor, "s", EventFilter.checked(**filter), after, None, 100)
+        assert found.text is not None
+
+    await store.append_events(events(500, run_id="r"))
+    short = await steps(store, page)
+    await store.append_events(events(4000, run_id="r"))
+    assert await steps(store, page) == short
+
+
+async def test_a_rare_run_is_found_at_the_cost_of_its_own_events(store: SQLSessionStore) -> None:
+    def page(cursor: Cursor) -> None:
+        reading.event_page(cursor, "s", EventFilter.checked(run_id="rare"), 0, None, 100)
+
+    await store.append_events(events(3, run_id="rare"))
+    few = await steps(store, page)
+    await store.append_events(events(4000, run_id="r"))
+    assert await steps(store, page) == few
+
+
+async def test_looking_for_orphans_costs_what_runs_and_not_what_has_ended(store: SQLSessionStore) -> None:
+    def look(cursor: Cursor) -> None:
+        assert reading.owners(cursor, None) == [None]
+        assert len(reading.orphans(cursor, None, [], None)) == 1
+
+    await store.save_run(Run.new(session_id="s", id="r").replace(status="running"))
+    before = await steps(store, look)
+    for index in range(300):
+        await store.save_run(Run.new(session_id=f"s{index % 7}", id=str(index)).replace(status="completed"))
+    assert await steps(store, look) == before
+
+
+# -- filters and pages
+
+
+async def test_every_combination_of_filters_finds_what_a_look_at_each_event_finds(
+    store: SQLSessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paging, "PAGE_ROWS", 7)
+    random = Random(5)
+    types = list(EventType)[:6]
+    runs = [None, *"abcdefghijklmnopqrstuvwxyz"]
+    log = await store.append_events(
+        [
+            Event.new(
+                type=random.choice(types),
+                session_id="s",
+                run_id=random.choice(runs),
+                timestamp=NOON + timedelta(microseconds=random.randrange(5) * 500_000),
+            )
+            for _ in range(150)
+        ]
+    )
+    await store.append_events(events(20, "other", run_id="a"))
+    for _ in range(300):
+        order: Order = random.choice(("asc", "desc"))
+        some_runs = random.choice((None, [], ["a"], ["a", "b", "c"], [run for run in runs if run]))
+        some_types = random.choice((None, [], types[:1], types[:3], list(EventType)))
+        filter = EventFilter.checked(
+            run_id=some_runs,
+            type=some_types,
+            since=random.choice((None, NOON, NOON + timedelta(seconds=1))),
+            after=random.choice((None, 0, 40, 149, 150, 151)),
+            before=random.choice((None, 0, 1, 41, 100, 151)),
+            limit=random.choice((None, 1, 6, 7, 8, 30)),
+            order=order,
+        )
+        found, head = await store._pages.events("s", filter)
+        assert found == filter.pick(log)
+        assert head == 150
+
+
+@pytest.mark.parametrize("order", ["asc", "desc"])
+async def test_a_log_is_read_in_pages_and_each_event_once(
+    store: SQLSessionStore, monkeypatch: pytest.MonkeyPatch, order: Order
+) -> None:
+    stored = await store.append_events(events(700))
+    monkeypatch.setattr(paging, "PAGE_ROWS", 64)
+    read = reading.event_page
+    sizes: list[int] = []
+
+    def counted(*args: Any) -> Any:
+        sizes.append(args[-1])
+        return read(*args)
+
+    monkeypatch.setattr(reading, "event_page", counted)
+    found = await store.get_events("s", order=order)
+    assert found == (stored if order == "asc" else stored[::-1])
+    assert sizes[:3] == [64, 65, 65]
+    assert len(sizes) == 11
+
+
+async def test_large_events_make_smaller_pages(
+    store: SQLSessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = await store.append_events(events(300, data={"text": "x" * 10_000}))
+    read = reading.event_page
+    sizes: list[int] = []
+
+    def counted(*args: Any) -> Any:
+        sizes.append(args[-1])
+        return read(*args)
+
+    monkeypatch.setattr(reading, "event_page", counted)
+    assert await store.get_events("s") == stored
+    assert sizes[0] == 256
+    assert max(sizes[1:]) < 60
+
+
+async def test_a_page_too_large_for_one_text_is_read_in_smaller_ones(store: SQLSessionStore) -> None:
+    stored = await store.append_events(events(40, data={"text": "x" * 1000}))
+
+    def limit(cursor: Cursor) -> None:
+        cursor.connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 8000)  # type: ignore[attr-defined]  # sqlite3's
+
+    await asyncio.gather(*(store._database.read(limit) for _ in range(20)))
+    assert await store.get_events("s") == stored
+    assert await store.get_events("s", order="desc") == stored[::-1]
+
+
+async def test_events_appended_while_a_log_is_read_are_not_in_it(
+    store: SQLSessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = await store.append_events(events(100))
+    monkeypatch.setattr(paging, "PAGE_ROWS", 40)
+    read = reading.event_page
+    pages = 0
+
+    def slow(*args: Any) -> Any:
+        nonlocal pages
+        pages += 1
+        if pages == 2:
+            asyncio.run_coroutine_threadsafe(store.append_events(events(50)), loop).result()
+        return read(*args)
+
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(reading, "event_page", slow)
+    assert await store.get_events("s") == stored
+    assert pages == 3
+
+
+@pytest.mark.parametrize("order", ["asc", "desc"])
+async def test_a_session_deleted_and_made_anew_while_it_is_read_is_read_anew(
+    store: SQLSessionStore, monkeypatch: pytest.MonkeyPatch, order: Order
+) -> None:
+    await store.append_events(events(100))
+    anew = events(90)
+    monkeypatch.setattr(paging, "PAGE_ROWS", 40)
+    read = reading.event_page
+    pages = 0
+
+    async def replace() -> None:
+        await store.delete_session("s")
+        await store.append_events(anew)
+
+    def slow(*args: Any) -> Any:
+        nonlocal pages
+        pages += 1
+        if pages == 2:
+            asyncio.run_coroutine_threadsafe(replace(), loop).result()
+        return read(*args)
+
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(reading, "event_page", slow)
+    found = await store.get_events("s", order=order)
+    assert [event.id for event in found] == [event.id for event in (anew if order == "asc" else anew[::-1])]
+
+
+async def test_sessions_and_runs_are_listed_in_pages(
+    store: SQLSessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paging, "PAGE_ROWS", 4)
+    ids = [f"{index:02}" for index in range(18)]
+    for id in ids:
+        await store.save_session(Session.new(id=id, agent_id=f"a{int(id) % 3}", created_at=NOON))
+        await store.save_run(
+            Run.new(session_id="s", id=id).replace(status="pending" if int(id) % 2 else "failed")
+        )
+    for limit, offset in product((None, 1, 4, 5, 30), (0, 3, 4, 17, 40)):
+        end = None if limit is None else offset + limit
+        assert [one.id for one in await store.list_sessions(limit=limit, offset=offset)] == ids[offset:end]
+        some = [id for id in ids if int(id) % 3 < 2]
+        found = await store.list_sessions(agent_id=["a0", "a1"], status="pending", limit=limit, offset=offset)
+        assert [one.id for one in found] == some[offset:end]
+        assert [one.id for one in await store.list_runs("s", limit=limit)] == ids[:limit]
+        odd = await store.list_runs("s", status=["pending", "running"], limit=limit)
+        assert [one.id for one in odd] == ids[1::2][:limit]
+
+
+# -- beside a writer
+
+
+async def test_reads_go_on_during_a_long_write_of_another_connection(
+    store: SQLSessionStore, file: str
+) -> None:
+    stored = await store.append_events(events(3))
+    connection = await asyncio.to_thread(sqlite3.connect, file, check_same_thread=False)
+    await asyncio.to_thread(connection.execute, "DELETE FROM asm_events")
+    assert await store.get_events("s") == stored
+    await asyncio.to_thread(connection.rollback)
+    connection.close()
+
+
+async def test_a_read_does_not_wait_for_the_writer_and_sees_what_was_acknowledged(
+    store: SQLSessionStore,
+) -> None:
+    gate = threading.Event()
+    (stored,) = await store.append_events(events(1))
+    busy = store._database.write(lambda _: gate.wait())
+    later = asyncio.create_task(store.append_event(*events(1)))
+    assert await store.get_events("s") == [stored]
+    assert not later.done()
+    gate.set()
+    await asyncio.gather(later, busy)
+
+
+# -- rows that cannot be read
+
+
+@pytest.mark.parametrize(
+    ("column", "text"),
+    [
+        ("type", "of_a_later_release"),
+        ("data", "{broken"),
+        ("data", "[1]"),
+        ("timestamp", "noon"),
+        ("metadata", ""),
+    ],
+)
+async def test_an_event_that_cannot_be_read_is_named_and_reads_past_it_go_on(
+    store: SQLSessionStore, file: str, column: str, text: str
+) -> None:
+    stored = await store.append_events(events(5))
+    await asyncio.to_thread(
+        execute, file, f"UPDATE asm_events SET {column} = ? WHERE sequence_number = 3", text
+    )
+    with pytest.raises(StoreError, match="event 3 of session s cannot be read") as failed:
+        await store.get_events("s")
+    assert failed.value.details == {"session_id": "s", "sequence_number": 3}
+    assert await store.get_events("s", after=3) == stored[3:]
+    assert await store.get_events("s", before=3) == stored[:2]
+    assert numbers(await store.append_events(events(1))) == [6]
+
+
+@pytest.mark.parametrize(
+    ("column", "text"),
+    [("status", "dreaming"), ("metadata", "{"), ("created_at", "noon"), ("input", "nothing")],
+)
+async def test_a_run_that_cannot_be_read_is_named_and_the_others_are_found(
+    store: SQLSessionStore, file: str, column: str, text: str
+) -> None:
+    for id in ("bad", "good"):
+        await store.save_run(Run.new(session_id="s", id=id))
+    await asyncio.to_thread(execute, file, f"UPDATE asm_runs SET {column} = ? WHERE id = 'bad'", text)
+    with pytest.raises(StoreError, match="run bad of session s cannot be read"):
+        await store.get_run("bad")
+    assert (await store.get_run("good")).id == "good"
+    with pytest.raises(StoreError, match="run bad of session s cannot be read"):
+        await store.list_runs("s")
+
+
+async def test_a_status_that_is_not_known_is_never_overwritten(store: SQLSessionStore, file: str) -> None:
+    session, run = Session.new(id="s", agent_id="a"), Run.new(session_id="s", id="r")
+    await store.save_session(session)
+    await store.save_run(run)
+    await asyncio.to_thread(execute, file, "UPDATE asm_sessions SET status = 'dreaming'")
+    await asyncio.to_thread(execute, file, "UPDATE asm_runs SET status = 'dreaming'")
+    for write in (store.save_session(session), store.save_run(run), store.enqueue_run(run)):
+        with pytest.raises(StoreError, match="dreaming"):
+            await write
+    with pytest.raises(StoreError, match="session s cannot be read"):
+        await store.get_session("s")
+    assert await store.claim_run("s") is None

@@ -12,8 +12,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export PYRIGHT_PYTHON_GLOBAL_NODE := 0
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
+export NO_MKDOCS_2_WARNING := 1
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types package bench bench-quick format clean
+.PHONY: help demo test check lint types package docs bench bench-quick format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +38,9 @@ types: $(VENV)/.installed-dev $(VENV)/.installed-bench ## mypy and pyright, both
 
 package: $(VENV)/.installed-dev ## Build the wheel and use it from outside the checkout
 	$(BIN)/python .ci/wheel_smoke.py
+
+docs: $(VENV)/.installed-docs ## Build the pages, the reference included, into build/docs; a warning is an error
+	$(BIN)/mkdocs build --strict --quiet
 
 bench: $(VENV)/.installed-bench ## Run all benchmarks; writes benchmarks/results/
 	$(BIN)/python -m benchmarks
@@ -64,4 +69,8 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 
 $(VENV)/.installed-bench: $(VENV)/.installed
 	$(PIP) install --group bench
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(PIP) install --group docs
 	@touch $@

@@ -9,7 +9,7 @@ import msgspec
 
 from asm_runtime.errors import Conflict, RunNotFound, SessionNotFound
 from asm_runtime.payload import decode, encode
-from asm_runtime.records import Event, Run, RunStatus, Session, SessionStatus
+from asm_runtime.records import Event, EventType, Run, RunStatus, Session, SessionStatus
 from asm_runtime.stores.sql import errors, statements
 from asm_runtime.stores.sql.rows import event_of, run_of, session_of, text_of
 from asm_runtime.stores.sql.transaction import Cursor
@@ -203,6 +203,7 @@ def _page(filter: EventFilter, *, as_rows: bool) -> str:
         order=filter.order,
         runs=_count(filter.run_ids),
         types=_count(filter.types),
+        streamed=EventType.MESSAGE_STREAMED in (filter.types or ()),
         since=filter.since is not None,
         as_rows=as_rows,
     )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic import op
@@ -13,7 +15,17 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
 from alembic.script import ScriptDirectory
-from sqlalchemy import Column, Connection, Integer, NullPool, StaticPool, create_engine, inspect
+from sqlalchemy import (
+    Column,
+    Connection,
+    Integer,
+    NullPool,
+    StaticPool,
+    create_engine,
+    create_mock_engine,
+    inspect,
+)
+from sqlalchemy.engine.mock import MockConnection
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from asm_runtime.errors import MigrationRequired, ValidationError
@@ -21,6 +33,7 @@ from asm_runtime.records import Artifact, Event, Run, Session
 from asm_runtime.stores import SQLSessionStore, migrations
 from asm_runtime.stores.sql import migrations as steps
 from asm_runtime.stores.sql import schema, version
+from asm_runtime.stores.sql.migrations.versions import v0001_first_tables
 
 TABLES = {
     "asm_sessions",
@@ -60,6 +73,42 @@ def test_the_steps_arrive_at_the_schema(connection: Connection) -> None:
         schema.metadata.create_all(other)
         assert shape_of(other) == migrated
     fresh.dispose()
+
+
+def test_on_postgresql_the_steps_arrive_at_the_schema_too() -> None:
+    def ddl(make: Callable[[MockConnection], object]) -> set[str]:
+        made: set[str] = set()
+
+        def note(statement: Any, *_: Any, **__: Any) -> None:
+            made.add(" ".join(str(statement.compile(dialect=engine.dialect)).split()))
+
+        engine = create_mock_engine("postgresql+asyncpg://", note)
+        make(engine)
+        return made
+
+    def step(engine: MockConnection) -> None:
+        context = MigrationContext(engine.dialect, None, {"as_sql": True, "output_buffer": io.StringIO()})
+        context.impl._exec = lambda construct, **_: engine.execute(construct)  # type: ignore[method-assign]
+        v0001_first_tables.upgrade(Operations(context))
+
+    wanted = ddl(lambda engine: schema.metadata.create_all(engine, checkfirst=False))
+    assert ddl(step) == wanted
+    (events,) = (statement for statement in wanted if statement.startswith("CREATE TABLE asm_events"))
+    assert 'session_id TEXT COLLATE "C" NOT NULL, sequence_number BIGINT NOT NULL' in events
+    assert {statement.split()[-1] for statement in wanted if "INDEX asm_events_type" in statement} == {
+        "'message_streamed'"
+    }
+
+
+def test_keys_of_sessions_runs_events_and_counters_begin_with_the_session() -> None:
+    for table, session in (
+        (schema.sessions, "id"),
+        (schema.runs, "session_id"),
+        (schema.events, "session_id"),
+        (schema.session_sequences, "session_id"),
+    ):
+        keys = [list(table.primary_key), *(list(index.columns) for index in table.indexes if index.unique)]
+        assert {columns[0].name for columns in keys} == {session}, table.name
 
 
 def test_the_tables_have_the_origins_names_and_columns_named_like_the_records(connection: Connection) -> None:

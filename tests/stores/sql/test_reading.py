@@ -58,6 +58,9 @@ PLANNED = {
         )
         for shape in SHAPES
     },
+    "page streamed": statements.page(
+        order="asc", runs=None, types=2, since=False, as_rows=False, streamed=True
+    ),
     **{f"list_runs {count}": statements.list_runs(statuses=count) for count in (None, 1, 2, 6)},
     **{
         f"list_sessions {count} {agents}": statements.list_sessions(statuses=count, agents=agents)
@@ -100,11 +103,17 @@ def test_every_statement_goes_by_an_index_and_sorts_nothing(empty: sqlite3.Conne
 @pytest.mark.parametrize(
     ("name", "index"),
     [
-        ("page ('asc', None, None, False)", "PRIMARY KEY (session_id=? AND sequence_number>?"),
-        ("page ('desc', None, None, True)", "PRIMARY KEY (session_id=? AND sequence_number>?"),
+        (
+            "page ('asc', None, None, False)",
+            "sqlite_autoindex_asm_events_1 (session_id=? AND sequence_number>?",
+        ),
+        (
+            "page ('desc', None, None, True)",
+            "sqlite_autoindex_asm_events_1 (session_id=? AND sequence_number>?",
+        ),
         ("page ('asc', None, 2, False)", "asm_events_type (session_id=? AND type=? AND sequence_number>?"),
         ("page ('asc', 3, 1, False)", "asm_events_run_id (session_id=? AND run_id=? AND sequence_number>?"),
-        ("page ('desc', 17, 17, False)", "PRIMARY KEY (session_id=? AND sequence_number>?"),
+        ("page ('desc', 17, 17, False)", "sqlite_autoindex_asm_events_1 (session_id=? AND sequence_number>?"),
         ("list_runs None", "asm_runs_position (session_id=? AND position>?)"),
         ("list_runs 2", "asm_runs_queue (session_id=? AND status=? AND position>?)"),
         ("list_sessions None None", "asm_sessions_created_at ((created_at,id)>"),
@@ -121,6 +130,16 @@ def test_the_hot_statements_go_by_the_index_made_for_them(
     empty: sqlite3.Connection, name: str, index: str
 ) -> None:
     assert any(index in step for step in plan_of(empty, name))
+
+
+async def test_every_index_is_the_way_of_a_statement(empty: sqlite3.Connection) -> None:
+    """Each costs pages with every row that is written."""
+    ways = " ".join(step for name in PLANNED for step in plan_of(empty, name))
+    indexes = {name for (name,) in empty.execute("SELECT name FROM sqlite_master WHERE type = 'index'")}
+    keys_alone = {"asm_artifacts_key"}
+    assert {
+        name for name in indexes if f"INDEX {name} " not in f"{ways} " and "_autoindex_" not in name
+    } == keys_alone
 
 
 async def steps(store: SQLSessionStore, job: Callable[[Cursor], object]) -> int:

@@ -5,13 +5,19 @@ Written out, not taken from `schema`: that module says what the newest step arri
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic.operations import Operations
+from sqlalchemy.dialects import postgresql
 
 revision = "0001"
 down_revision = None
 branch_labels = None
 depends_on = None
+
+TEXT = sa.Text().with_variant(postgresql.TEXT(collation="C"), "postgresql")
+COUNT = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
 def upgrade(op: Operations) -> None:
@@ -22,24 +28,23 @@ def upgrade(op: Operations) -> None:
     _create_artifacts(op)
     op.create_table(
         "asm_session_sequences",
-        sa.Column("session_id", sa.Text, nullable=False),
+        sa.Column("session_id", TEXT, nullable=False),
         sa.Column("last_sequence", sa.BigInteger, nullable=False),
         sa.Column("run_revision", sa.BigInteger, nullable=False),
-        sa.Column("updated_at", sa.Text, nullable=False),
+        sa.Column("updated_at", TEXT, nullable=False),
         sa.PrimaryKeyConstraint("session_id"),
         sqlite_with_rowid=False,
     )
     op.create_table(
         "asm_nodes",
-        sa.Column("id", sa.Text, nullable=False),
-        sa.Column("started_at", sa.Text, nullable=False),
-        sa.Column("expires_at", sa.Text, nullable=False),
+        sa.Column("id", TEXT, nullable=False),
+        sa.Column("started_at", TEXT, nullable=False),
+        sa.Column("expires_at", TEXT, nullable=False),
         sa.PrimaryKeyConstraint("id"),
     )
-    op.create_index("asm_nodes_expires_at", "asm_nodes", ["expires_at"])
     op.create_table(
         "asm_changes",
-        sa.Column("number", sa.Integer, nullable=False),
+        sa.Column("number", COUNT, nullable=False),
         sa.Column("session_ids", sa.Text, nullable=False),
         sa.PrimaryKeyConstraint("number"),
     )
@@ -62,32 +67,31 @@ def downgrade(op: Operations) -> None:
 def _create_sessions(op: Operations) -> None:
     op.create_table(
         "asm_sessions",
-        sa.Column("id", sa.Text, nullable=False),
-        sa.Column("agent_id", sa.Text, nullable=False),
-        sa.Column("status", sa.Text, nullable=False),
-        sa.Column("parent_session_id", sa.Text),
+        sa.Column("id", TEXT, nullable=False),
+        sa.Column("agent_id", TEXT, nullable=False),
+        sa.Column("status", TEXT, nullable=False),
+        sa.Column("parent_session_id", TEXT),
         sa.Column("metadata", sa.Text, nullable=False),
         sa.Column("context", sa.Text, nullable=False),
         sa.Column("tags", sa.Text, nullable=False),
-        sa.Column("created_at", sa.Text, nullable=False),
-        sa.Column("updated_at", sa.Text, nullable=False),
-        sa.Column("deleted_at", sa.Text),
+        sa.Column("created_at", TEXT, nullable=False),
+        sa.Column("updated_at", TEXT, nullable=False),
+        sa.Column("deleted_at", TEXT),
         sa.PrimaryKeyConstraint("id"),
     )
     op.create_index("asm_sessions_created_at", "asm_sessions", ["created_at", "id"])
     op.create_index("asm_sessions_status", "asm_sessions", ["status", "created_at", "id"])
     op.create_index("asm_sessions_agent_id", "asm_sessions", ["agent_id", "created_at", "id"])
-    op.create_index("asm_sessions_deleted_at", "asm_sessions", ["deleted_at"])
 
 
 def _create_runs(op: Operations) -> None:
     op.create_table(
         "asm_runs",
-        sa.Column("session_id", sa.Text, nullable=False),
-        sa.Column("id", sa.Text, nullable=False),
-        sa.Column("status", sa.Text, nullable=False),
+        sa.Column("session_id", TEXT, nullable=False),
+        sa.Column("id", TEXT, nullable=False),
+        sa.Column("status", TEXT, nullable=False),
         sa.Column("position", sa.BigInteger, nullable=False),
-        sa.Column("owner", sa.Text),
+        sa.Column("owner", TEXT),
         sa.Column("attempt", sa.BigInteger, nullable=False),
         sa.Column("input", sa.Text),
         sa.Column("output", sa.Text),
@@ -95,10 +99,10 @@ def _create_runs(op: Operations) -> None:
         sa.Column("metadata", sa.Text, nullable=False),
         sa.Column("turn_count", sa.BigInteger, nullable=False),
         sa.Column("token_usage", sa.Text, nullable=False),
-        sa.Column("created_at", sa.Text, nullable=False),
-        sa.Column("started_at", sa.Text),
-        sa.Column("ended_at", sa.Text),
-        sa.Column("provider", sa.Text),
+        sa.Column("created_at", TEXT, nullable=False),
+        sa.Column("started_at", TEXT),
+        sa.Column("ended_at", TEXT),
+        sa.Column("provider", TEXT),
         sa.Column("provider_metadata", sa.Text, nullable=False),
         sa.Column("cost_usd", sa.Float(53)),
         sa.PrimaryKeyConstraint("session_id", "id"),
@@ -109,62 +113,64 @@ def _create_runs(op: Operations) -> None:
         "asm_runs_running",
         "asm_runs",
         ["session_id", "position"],
-        sqlite_where=sa.text("status = 'running'"),
+        **_partial("status = 'running'"),
     )
     op.create_index("asm_runs_id", "asm_runs", ["id"])
-    op.create_index("asm_runs_provider", "asm_runs", ["provider"])
-    op.create_index("asm_runs_started_at", "asm_runs", ["started_at"])
 
 
 def _create_events(op: Operations) -> None:
     op.create_table(
         "asm_events",
-        sa.Column("session_id", sa.Text, nullable=False),
+        sa.Column("session_id", TEXT, nullable=False),
         sa.Column("sequence_number", sa.BigInteger, nullable=False),
-        sa.Column("id", sa.Text, nullable=False),
-        sa.Column("type", sa.Text, nullable=False),
-        sa.Column("run_id", sa.Text),
-        sa.Column("timestamp", sa.Text, nullable=False),
+        sa.Column("id", TEXT, nullable=False),
+        sa.Column("type", TEXT, nullable=False),
+        sa.Column("run_id", TEXT),
+        sa.Column("timestamp", TEXT, nullable=False),
         sa.Column("data", sa.Text, nullable=False),
         sa.Column("metadata", sa.Text, nullable=False),
         sa.Column("schema_version", sa.BigInteger, nullable=False),
-        sa.Column("provider", sa.Text),
-        sa.Column("correlation_id", sa.Text),
+        sa.Column("provider", TEXT),
+        sa.Column("correlation_id", TEXT),
         sa.PrimaryKeyConstraint("session_id", "sequence_number"),
-        sqlite_with_rowid=False,
     )
     op.create_index("asm_events_id", "asm_events", ["session_id", "id"], unique=True)
-    op.create_index("asm_events_type", "asm_events", ["session_id", "type", "sequence_number"])
-    op.create_index("asm_events_timestamp", "asm_events", ["timestamp"])
-    for column, columns in (
-        ("run_id", ["session_id", "run_id", "sequence_number"]),
-        ("provider", ["provider", "timestamp"]),
-        ("correlation_id", ["correlation_id"]),
-    ):
-        op.create_index(
-            f"asm_events_{column}", "asm_events", columns, sqlite_where=sa.text(f"{column} IS NOT NULL")
-        )
+    op.create_index(
+        "asm_events_run_id",
+        "asm_events",
+        ["session_id", "run_id", "sequence_number"],
+        **_partial("run_id IS NOT NULL"),
+    )
+    op.create_index(
+        "asm_events_type",
+        "asm_events",
+        ["session_id", "type", "sequence_number"],
+        **_partial("type != 'message_streamed'"),
+    )
 
 
 def _create_artifacts(op: Operations) -> None:
     op.create_table(
         "asm_artifacts",
-        sa.Column("id", sa.Text, nullable=False),
-        sa.Column("session_id", sa.Text),
-        sa.Column("run_id", sa.Text),
-        sa.Column("key", sa.Text, nullable=False),
-        sa.Column("content_type", sa.Text),
+        sa.Column("id", TEXT, nullable=False),
+        sa.Column("session_id", TEXT),
+        sa.Column("run_id", TEXT),
+        sa.Column("key", TEXT, nullable=False),
+        sa.Column("content_type", TEXT),
         sa.Column("byte_size", sa.BigInteger, nullable=False),
-        sa.Column("checksum_sha256", sa.Text, nullable=False),
-        sa.Column("storage_backend", sa.Text, nullable=False),
-        sa.Column("storage_ref", sa.Text, nullable=False),
+        sa.Column("checksum_sha256", TEXT, nullable=False),
+        sa.Column("storage_backend", TEXT, nullable=False),
+        sa.Column("storage_ref", TEXT, nullable=False),
         sa.Column("metadata", sa.Text, nullable=False),
-        sa.Column("created_at", sa.Text, nullable=False),
-        sa.Column("deleted_at", sa.Text),
+        sa.Column("created_at", TEXT, nullable=False),
+        sa.Column("deleted_at", TEXT),
         sa.PrimaryKeyConstraint("id"),
     )
     op.create_index("asm_artifacts_session_id", "asm_artifacts", ["session_id"])
-    op.create_index("asm_artifacts_created_at", "asm_artifacts", ["created_at"])
     op.create_index(
-        "asm_artifacts_key", "asm_artifacts", ["key"], unique=True, sqlite_where=sa.text("deleted_at IS NULL")
+        "asm_artifacts_key", "asm_artifacts", ["key"], unique=True, **_partial("deleted_at IS NULL")
     )
+
+
+def _partial(condition: str) -> dict[str, Any]:
+    return {"sqlite_where": sa.text(condition), "postgresql_where": sa.text(condition)}

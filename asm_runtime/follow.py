@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Collection
 
 from asm_runtime.clock import Clock, sleep
+from asm_runtime.errors import SessionNotFound
 from asm_runtime.ports import SessionStore
 from asm_runtime.records import Event, EventType
 
@@ -25,11 +26,14 @@ async def follow(
 ) -> AsyncIterator[list[Event]]:
     """Batches of events, ascending, without a gap or a repeat; ends when the session is deleted.
 
+    A batch is empty when a look has found nothing new.
+
     A store that ignores `wait_timeout_ms` is not polled faster than `poll_interval_ms`.
     """
     cursor = after
     # The greatest number that the log was seen to have: one below it means that the log is gone.
     greatest = await store.get_latest_sequence(session_id)
+    exists = not greatest and await _exists(store, session_id)
     while True:
         asked = clock.monotonic()
         events = await store.get_events(
@@ -49,6 +53,21 @@ async def follow(
         if latest < greatest:
             return
         greatest = latest
+        if not greatest:
+            # An empty log says nothing: only its row can tell that the session is gone. A log may also
+            # be one without a row.
+            existed, exists = exists, await _exists(store, session_id)
+            if existed and not exists:
+                return
         waited_ms = (clock.monotonic() - asked) * 1000
+        yield events
         if waited_ms < min(wait_timeout_ms, poll_interval_ms) or not wait_timeout_ms:
             await sleep(clock, poll_interval_ms / 1000)
+
+
+async def _exists(store: SessionStore, session_id: str) -> bool:
+    try:
+        await store.get_session(session_id)
+    except SessionNotFound:
+        return False
+    return True

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 from asm_runtime.clock import Clock, Timer, sleep
-from asm_runtime.errors import ActorStopped, AsmError
+from asm_runtime.errors import ActorStopped
 from asm_runtime.ports import SessionStore
 from asm_runtime.records import Event, EventType
 from asm_runtime.subscription import Feed, Subscription
@@ -185,8 +185,8 @@ class Readers:
     async def _last_number(self) -> int | None:
         try:
             return await self._store.get_latest_sequence(self._session_id)
-        except AsmError as error:
-            logger.warning("session %s ends its subscriptions early: %s", self._session_id, error)
+        except Exception as error:  # a store of somebody else's may raise anything
+            logger.warning("session %s ends its subscriptions early: %r", self._session_id, error)
             return None
 
     def _tell_all(self) -> None:
@@ -201,7 +201,11 @@ class Readers:
             if self._ended:
                 raise self._gone()
             feed = self._feed = Feed(
-                self._store, self._session_id, clock=self._clock, on_terminal=self._terminal_seen
+                self._store,
+                self._session_id,
+                clock=self._clock,
+                on_terminal=self._terminal_seen,
+                on_look=self._rest_feed,  # a dropped subscription says nothing when it goes
             )
             self._feed_task = self._spawn(self._run(feed))
         return self._feed

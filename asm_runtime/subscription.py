@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection
 from types import TracebackType
@@ -17,8 +18,9 @@ from typing import Self
 
 from asm_runtime import options
 from asm_runtime.clock import Clock, sleep
-from asm_runtime.errors import ActorStopped, AsmError, ValidationError
+from asm_runtime.errors import ActorStopped, ValidationError
 from asm_runtime.follow import follow
+from asm_runtime.foreign import store_errors
 from asm_runtime.observer import observer
 from asm_runtime.ports import SessionStore
 from asm_runtime.records import Event, EventType
@@ -32,9 +34,17 @@ WAIT_TIMEOUT_MS = 30_000
 POLL_INTERVAL_MS = 250
 RETRY_DELAY_S = 1.0
 
+TURN_SIZE = 1_000
+"""How many events the feed offers, to all subscriptions together, before the loop has a turn."""
+
+_parked: set[Subscription] = set()
+"""Those whose reader waits for the feed. It keeps the reader alive: the loop and the feed hold weakly."""
+
 
 class Feed:
     """Follows one session's log and hands each new event to every attached subscription.
+
+    A subscription that nobody else holds is dropped: nobody will ever read it.
 
     Attributes:
         position: The number of the last event handed out. What is attached gets all later ones.
@@ -47,13 +57,15 @@ class Feed:
         *,
         clock: Clock,
         on_terminal: Callable[[Event], None],
+        on_look: Callable[[], None],
     ) -> None:
         self._store = store
         self.session_id = session_id
         self._clock = clock
         self._on_terminal = on_terminal
-        self._attached: dict[Subscription, None] = {}
-        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
+        self._on_look = on_look
+        self._attached: weakref.WeakKeyDictionary[Subscription, None] = weakref.WeakKeyDictionary()
+        self._waiting: dict[asyncio.Future[None], int] = {}
         self._started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.position = 0
         self.has_ended = False
@@ -71,8 +83,8 @@ class Feed:
                 return
             except ActorStopped:
                 raise
-            except AsmError as error:
-                logger.warning("the feed of session %s waits for its store: %s", self.session_id, error)
+            except Exception as error:  # a store of somebody else's may raise anything
+                logger.warning("the feed of session %s waits for its store: %r", self.session_id, error)
                 await sleep(self._clock, RETRY_DELAY_S)
 
     async def started(self) -> None:
@@ -84,8 +96,11 @@ class Feed:
         if self.position >= number or self.has_ended:
             return
         reached: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((number, reached))
-        await reached
+        self._waiting[reached] = number
+        try:
+            await reached
+        finally:
+            self._waiting.pop(reached, None)
 
     def attach(self, subscription: Subscription) -> None:
         """Hand everything later than `position` to that subscription too."""
@@ -95,18 +110,12 @@ class Feed:
         """Hand it nothing any more. Idempotent."""
         self._attached.pop(subscription, None)
 
-    @property
-    def has_readers(self) -> bool:
-        """Whether anybody is attached or waits for a number."""
-        return bool(self._attached) or any(not reached.done() for _, reached in self._waiting)
-
     def end(self) -> None:
         """Release whoever waits; nothing is handed out any more. Idempotent."""
         self.has_ended = True
         if not self._started.done():
             self._started.set_result(None)
-        waiting, self._waiting = self._waiting, []
-        for _, reached in waiting:
+        for reached in self._waiting:
             if not reached.done():
                 reached.set_result(None)
         self._attached.clear()
@@ -122,22 +131,33 @@ class Feed:
             wait_timeout_ms=WAIT_TIMEOUT_MS,
         )
         async for batch in batches:
-            for subscription in tuple(self._attached):
-                if not subscription.offer(batch):
-                    self.detach(subscription)
-            self.position = batch[-1].sequence_number or self.position
-            for event in batch:
-                if event.is_terminal:
-                    self._on_terminal(event)
-            self._release_waiting()
+            if batch:
+                await self._offer(batch)
+                self.position = batch[-1].sequence_number or self.position
+                for event in batch:
+                    if event.is_terminal:
+                        self._on_terminal(event)
+                self._release_waiting()
+            self._on_look()
+
+    async def _offer(self, batch: list[Event]) -> None:
+        """Give the batch to all that are attached, a few a turn.
+
+        Who attaches meanwhile finds the batch in the store. Who has left gets no more of it.
+        """
+        offered = 0
+        for subscription in tuple(self._attached):
+            if offered >= TURN_SIZE:
+                await asyncio.sleep(0)
+                offered = 0
+            if subscription in self._attached and not subscription.offer(batch):
+                self.detach(subscription)
+            offered += len(batch)
 
     def _release_waiting(self) -> None:
-        if self._waiting:
-            due = [reached for number, reached in self._waiting if number <= self.position]
-            self._waiting = [entry for entry in self._waiting if entry[0] > self.position]
-            for reached in due:
-                if not reached.done():
-                    reached.set_result(None)
+        for reached, number in self._waiting.items():
+            if number <= self.position and not reached.done():
+                reached.set_result(None)
 
 
 class Subscription:
@@ -184,6 +204,7 @@ class Subscription:
         self._error: BaseException | None = None
         self._closed = False
         self._reading = False
+        self._delivered = 0  # since this reader gave way to others
         self._wake: asyncio.Future[None] | None = None
 
     @property
@@ -266,9 +287,14 @@ class Subscription:
         while not self._closed:
             if self._error is not None:
                 raise self._error
-            if self._page:
-                return self._page.popleft()
-            if self._buffer and not (self._behind and self._feed is not None):
+            if self._page or (self._buffer and not (self._behind and self._feed is not None)):
+                if self._delivered >= PAGE_SIZE:  # a reader that finds more and more waiting gives way
+                    self._delivered = 0
+                    await asyncio.sleep(0)
+                    continue
+                self._delivered += 1
+                if self._page:
+                    return self._page.popleft()
                 event = self._buffer.popleft()
                 if (event.sequence_number or 0) > self._scanned:
                     return event
@@ -294,20 +320,24 @@ class Subscription:
             self._feed = feed
             feed.attach(self)
             self._attached_at = feed.position
-        page = await self._store.get_events(
-            self._session_id,
-            run_id=self._run_ids,
-            type=self._types,
-            after=self._scanned,
-            before=None if self._last is None else self._last + 1,
-            limit=min(PAGE_SIZE, self._limit),
-        )
+        last = self._last
+        with store_errors():
+            page = await self._store.get_events(
+                self._session_id,
+                run_id=self._run_ids,
+                type=self._types,
+                after=self._scanned,
+                before=None if last is None else last + 1,
+                limit=min(PAGE_SIZE, self._limit),
+            )
         if self._closed:
             return
         if page:
             self._page.extend(page)
             self._scanned = page[-1].sequence_number or self._scanned
-        elif self._last is not None:
+        elif last != self._last:
+            return  # the server stopped meanwhile; this look may be older than the last event
+        elif last is not None:
             self.unsubscribe()
         elif self._feed is not None:
             self._behind = False
@@ -329,7 +359,9 @@ class Subscription:
 
     async def _stirred(self) -> None:
         self._wake = asyncio.get_running_loop().create_future()
+        _parked.add(self)
         try:
             await self._wake
         finally:
             self._wake = None
+            _parked.discard(self)

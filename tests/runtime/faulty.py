@@ -1,4 +1,4 @@
-"""A real store behind a switch: calls can be made to fail, to hang, or be counted."""
+"""A real store behind a switch: calls can be made to fail, to hang, to be late, or be counted."""
 
 from __future__ import annotations
 
@@ -13,21 +13,28 @@ class FaultyStore:
 
     Attributes:
         calls: How often each method was called.
+        held: How many answers of each method were held back by `late`.
         failing: Method name → the exception that its calls raise.
         hanging: Names of methods whose calls wait until `heal()`.
+        late: Names of methods that do their work at once and whose answers wait until `heal()`.
+        shielding: Names of methods that, once called, see their work through before a cancellation leaves.
     """
 
     def __init__(self, store: Any) -> None:
         self.store = store
         self.calls: Counter[str] = Counter()
+        self.held: Counter[str] = Counter()
         self.failing: dict[str, BaseException] = {}
         self.hanging: set[str] = set()
+        self.late: set[str] = set()
+        self.shielding: set[str] = set()
         self._healed = asyncio.Event()
 
     def heal(self) -> None:
         """Pass everything on again, also what hangs."""
         self.failing.clear()
         self.hanging.clear()
+        self.late.clear()
         self._healed.set()
         self._healed = asyncio.Event()
 
@@ -36,12 +43,30 @@ class FaultyStore:
         if not inspect.iscoroutinefunction(method):
             return method
 
-        async def passed_on(*args: Any, **options: Any) -> Any:
-            self.calls[name] += 1
+        async def work(*args: Any, **options: Any) -> Any:
             if name in self.hanging:
                 await self._healed.wait()
             if name in self.failing:
                 raise self.failing[name]
-            return await method(*args, **options)
+            answer = await method(*args, **options)
+            if name in self.late:
+                self.held[name] += 1
+                await self._healed.wait()
+            return answer
+
+        async def passed_on(*args: Any, **options: Any) -> Any:
+            self.calls[name] += 1
+            if name not in self.shielding:
+                return await work(*args, **options)
+            task = asyncio.ensure_future(work(*args, **options))
+            try:
+                return await asyncio.shield(task)
+            except asyncio.CancelledError:
+                while not task.done():
+                    try:
+                        await asyncio.wait([task])
+                    except asyncio.CancelledError:
+                        continue
+                raise
 
         return passed_on

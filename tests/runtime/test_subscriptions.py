@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from typing import Any
 
 import pytest
 
-from asm_runtime import Event, SessionServer
+from asm_runtime import Event, SessionManager, SessionServer
 from asm_runtime.adapters import ScriptedAdapter
 from asm_runtime.adapters.scripted import Gate, tokens
-from asm_runtime.errors import ActorStopped, ValidationError
+from asm_runtime.errors import ActorStopped, StoreError, ValidationError
 from asm_runtime.ports import SessionStore
-from asm_runtime.subscription import Subscription
+from asm_runtime.records import Session
+from asm_runtime.subscription import PAGE_SIZE, TURN_SIZE, Subscription
 from asm_runtime.testing import JumpingClock
+from tests.runtime.faulty import FaultyStore
 from tests.runtime.support import open_server, until
 
 
@@ -323,3 +327,228 @@ async def test_the_feed_rests_when_nobody_reads(store: SessionStore) -> None:
         await clock.advance_ms(1_000)
         assert readers._feed_task is None
         assert await read(server.subscribe(), 2) == [1, 2]
+
+
+async def test_what_is_stored_while_a_page_is_on_its_way_is_delivered_before_the_stop(
+    store: SessionStore,
+) -> None:
+    """The page was read, empty, before the events came; its answer comes after the stop."""
+    faulty = FaultyStore(store)
+    server = await open_server(faulty, ScriptedAdapter())
+    subscription = server.subscribe(after=2)
+    faulty.late.add("get_events")
+    reading = asyncio.create_task(read(subscription, 99))
+    await until(lambda: faulty.held["get_events"])  # the feed's long poll has no answer yet
+    await append(store, server.session_id, 3)
+    await server.stop()
+    faulty.heal()
+    assert await reading == [3, 4, 5]
+
+
+async def test_a_reader_that_the_stop_meets_in_its_backfill_gets_all_in_order(store: SessionStore) -> None:
+    """What it was handed live lies beyond what it has still to read."""
+    faulty = FaultyStore(store)
+    server = await open_server(faulty, ScriptedAdapter())
+    await append(store, server.session_id, 8)
+    subscription = server.subscribe(buffer=5)
+    await anext(subscription)
+    faulty.hanging.add("get_events")
+    reading = asyncio.create_task(read(subscription, 99))
+    await until(lambda: len(subscription._page) == 0 and faulty.calls["get_events"] >= 3)
+    assert subscription._behind
+    assert subscription._feed is not None
+    live = await store.append_events(events_of(server.session_id, 3))
+    subscription.offer(live)
+    await server.stop()
+    faulty.heal()
+    assert await reading == list(range(2, 14))
+
+
+async def test_handing_out_to_many_gives_the_loop_its_turns(store: SessionStore) -> None:
+    readers, burst = 200, 300
+    received = 0
+    most = 0
+    async with await open_server(store, ScriptedAdapter()) as server:
+        subscriptions = [server.subscribe(after=2, buffer=burst) for _ in range(readers)]
+
+        async def receive(subscription: Subscription) -> None:
+            nonlocal received
+            async for _ in subscription:
+                received += 1
+
+        reading = [asyncio.create_task(receive(subscription)) for subscription in subscriptions]
+        await until(lambda: not any(subscription._behind for subscription in subscriptions))
+        await append(store, server.session_id, burst)
+        while received < readers * burst:
+            before = received
+            await asyncio.sleep(0)
+            most = max(most, received - before)
+        assert 0 < most <= 2 * TURN_SIZE
+        for subscription in subscriptions:
+            subscription.unsubscribe()
+        await asyncio.gather(*reading)
+
+
+async def test_a_reader_with_much_at_hand_gives_way_now_and_then(store: SessionStore) -> None:
+    received = most = 0
+    async with await open_server(store, ScriptedAdapter()) as server:
+        subscription = server.subscribe(after=2, buffer=10_000)
+        reading = asyncio.create_task(anext(subscription))
+        await until(lambda: not subscription._behind)
+        await append(store, server.session_id, 5_000)
+        await until(lambda: len(subscription._buffer) >= 4_999)
+        await reading
+
+        async def receive() -> None:
+            nonlocal received
+            async for event in subscription:
+                received += 1
+                if event.sequence_number == 5_002:
+                    return
+
+        receiving = asyncio.create_task(receive())
+        while not receiving.done():
+            before = received
+            await asyncio.sleep(0)
+            most = max(most, received - before)
+        assert received == 4_999
+        assert most <= PAGE_SIZE
+        subscription.unsubscribe()
+
+
+async def test_a_subscription_that_is_dropped_half_read_is_let_go(store: SessionStore) -> None:
+    clock = JumpingClock()
+    async with await open_server(store, ScriptedAdapter(), clock=clock) as server:
+        subscription = server.subscribe(buffer=4)
+        await anext(subscription)
+        await anext(subscription)
+        reading = asyncio.create_task(anext(subscription))
+        dropped = weakref.ref(subscription)
+        await until(lambda: _waiting_readers(server))
+        reading.cancel()
+        await asyncio.wait([reading])
+        del subscription, reading
+        gc.collect()
+        assert dropped() is None
+        assert server.status().subscribers == 0
+        await append(store, server.session_id, 1)  # the feed looks, and finds nobody
+        readers = server._readers_here()
+        await until(lambda: readers._rest is not None)
+        await clock.advance_ms(1_000)
+        assert readers._feed_task is None
+
+
+async def test_a_reader_that_nobody_else_holds_goes_on_reading(store: SessionStore) -> None:
+    """The loop holds its tasks weakly, and so does the feed its subscriptions."""
+    async with await open_server(store, ScriptedAdapter()) as server:
+        received: list[int] = []
+
+        async def receive() -> None:
+            async for event in server.subscribe(after=2):
+                received.append(event.sequence_number or 0)
+
+        kept = weakref.WeakSet([asyncio.create_task(receive())])
+        await until(lambda: _waiting_readers(server))
+        gc.collect()
+        await append(store, server.session_id, 2)
+        await until(lambda: received == [3, 4])
+        for task in kept:
+            task.cancel()
+
+
+def _waiting_readers(server: SessionServer) -> list[Subscription]:
+    readers = server._readers_here()
+    return [subscription for subscription in readers._subscriptions if not subscription._behind]
+
+
+async def test_streams_of_a_session_without_events_end_when_it_is_deleted(store: SessionStore) -> None:
+    session = Session.new(agent_id="tester").with_status("active")
+    await store.save_session(session)
+    async with SessionServer(store=store, adapter=ScriptedAdapter(), session_id=session.id) as server:
+        subscription = server.subscribe()
+        reading = asyncio.create_task(read(subscription, 99))
+
+        async def stream() -> list[Event]:
+            return [
+                event async for event in server.manager.stream_session_events(session.id, poll_interval_ms=1)
+            ]
+
+        streaming = asyncio.create_task(stream())
+        await until(lambda: not subscription._behind)
+        await store.delete_session(session.id)
+        assert await reading == []
+        assert await streaming == []
+
+
+async def test_a_log_without_a_session_row_is_followed(store: SessionStore) -> None:
+    """No references are checked: events need no session."""
+    faulty: Any = FaultyStore(store)
+    manager = SessionManager(faulty, ScriptedAdapter())
+    streamed: list[int] = []
+
+    async def stream() -> None:
+        async for event in manager.stream_session_events("ses_none", poll_interval_ms=1):
+            streamed.append(event.sequence_number or 0)
+
+    streaming = asyncio.create_task(stream())
+    await until(lambda: faulty.calls["get_session"] >= 3)
+    await append(store, "ses_none", 2)
+    await until(lambda: streamed == [1, 2])
+    streaming.cancel()
+
+
+async def test_waiting_for_the_feed_leaves_nothing_behind(store: SessionStore) -> None:
+    async with await open_server(store, ScriptedAdapter()) as server:
+        subscription = server.subscribe(after=2)
+        reading = asyncio.create_task(anext(subscription))
+        await until(lambda: not subscription._behind)
+        readers = server._readers_here()
+        feed = readers._running_feed()
+        waiting = [asyncio.create_task(readers.handed_out(3)) for _ in range(10)]
+        await until(lambda: len(feed._waiting) == 10)
+        for task in waiting[1:]:
+            task.cancel()
+        await asyncio.wait(waiting[1:])
+        assert len(feed._waiting) == 1
+        await append(store, server.session_id, 1)
+        await waiting[0]
+        await reading
+        assert not feed._waiting
+        subscription.unsubscribe()
+
+
+@pytest.mark.parametrize("call", ["get_events", "get_latest_sequence"])
+async def test_what_a_foreign_store_raises_is_told_as_a_store_error(store: SessionStore, call: str) -> None:
+    faulty, clock = FaultyStore(store), JumpingClock()
+    async with await open_server(faulty, ScriptedAdapter(), clock=clock) as server:
+        await append(store, server.session_id, 1)
+        faulty.failing[call] = OSError("no route to the database")
+        subscription = server.subscribe()
+        reading = asyncio.create_task(anext(subscription))
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert server.is_running
+        if call == "get_events":
+            with pytest.raises(StoreError, match="no route") as told:
+                await reading
+            assert isinstance(told.value.__cause__, OSError)
+        faulty.heal()
+        waited = asyncio.create_task(until(reading.done))
+        while not waited.done():
+            await clock.advance_ms(500)
+        if call == "get_events":
+            reading = asyncio.create_task(anext(subscription))
+        assert (await reading).sequence_number == 1
+        subscription.unsubscribe()
+
+
+async def test_a_stop_ends_every_reader_whatever_the_store_raises(store: SessionStore) -> None:
+    faulty = FaultyStore(store)
+    server = await open_server(faulty, ScriptedAdapter())
+    subscription = server.subscribe(after=2)
+    reading = asyncio.create_task(anext(subscription))
+    await until(lambda: not subscription._behind)
+    faulty.failing["get_latest_sequence"] = OSError("no route to the database")
+    await server.stop()
+    with pytest.raises(ActorStopped):
+        await reading

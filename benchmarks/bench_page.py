@@ -36,8 +36,9 @@ async def measure(harness: Harness) -> None:
             rows = [(f"log_{count}", number, *row[2:]) for number, row in enumerate(raw.rows(count), 1)]
             raw.insert(rows, 10_000)
             raw.connection.execute(
-                "INSERT INTO asm_session_sequences (session_id, last_sequence, run_revision, updated_at) "
-                "VALUES (?, ?, 0, '2026-01-01T00:00:00.000000Z')",
+                "INSERT INTO asm_session_sequences "
+                "(session_id, last_sequence, latest_timestamp, run_revision, open_runs) "
+                "VALUES (?, ?, '2026-01-01T00:00:00.000000Z', 0, 0)",
                 (f"log_{count}", count),
             )
         raw.close()

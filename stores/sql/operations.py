@@ -68,8 +68,8 @@ def save_session(transaction: Transaction, session: Session, expected: str | Non
 
 def save_run(transaction: Transaction, run: Run, expected: str | None) -> None:
     """Upsert a run."""
-    _check_run(transaction, run, expected)
-    _write_run(transaction, run)
+    stored = _check_run(transaction, run, expected)
+    _write_run(transaction, run, stored)
 
 
 def flush(
@@ -95,7 +95,7 @@ def flush(
     if session is not None:
         _write_session(transaction, session, stored_session)
     if run is not None:
-        _write_run(transaction, run)
+        _write_run(transaction, run, stored_run)
     return transaction.append([rows])[0]
 
 
@@ -107,19 +107,17 @@ def delete_session(transaction: Transaction, session_id: str) -> None:
 
 def enqueue_run(transaction: Transaction, run: Run, max_open_runs: int | None) -> Run:
     """Accept a run, or find that it is accepted."""
-    session_status, open_runs, *columns = transaction.row(
-        statements.ENQUEUE_FACTS, run.session_id, run.id, max_open_runs or 0
-    )
+    session_status, open_runs, *columns = transaction.row(statements.ENQUEUE_FACTS, run.session_id, run.id)
     known = rules.check_enqueue(
         run,
         None if columns[0] is None else run_of(columns),
         _stored_status(f"session {run.session_id}", session_status, SessionStatus),
-        open_runs,
+        open_runs + transaction.opened(run.session_id),
         max_open_runs,
     )
     if known is not None:
         return known
-    _write_run(transaction, run)
+    _write_run(transaction, run, None)
     return run
 
 
@@ -201,6 +199,7 @@ def _write_session(transaction: Transaction, session: Session, stored: SessionSt
         transaction.run_changed(session.id)
 
 
-def _write_run(transaction: Transaction, run: Run) -> None:
+def _write_run(transaction: Transaction, run: Run, stored: RunStatus | None) -> None:
     transaction.write(statements.SAVE_RUN, run_row(run))
-    transaction.run_changed(run.session_id)
+    opened = (run.status in OPEN_RUN_STATUSES) - (stored in OPEN_RUN_STATUSES)
+    transaction.run_changed(run.session_id, opened=opened)

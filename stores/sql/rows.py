@@ -30,7 +30,8 @@ __all__ = [
 
 Row = tuple[Any, ...]
 EventRow = tuple[Event, Row]
-"""An event on its way into the log, and its columns but for the number, which comes last."""
+"""An event on its way into the log, and its columns but for the last two, which its place in the log gives
+it: its number, and the latest time before it if that is later than its own."""
 
 
 def text_of(at: datetime) -> str:
@@ -40,7 +41,7 @@ def text_of(at: datetime) -> str:
 
 
 def event_row(event: Event) -> EventRow:
-    """An event in canonical form, with its row but for the number: see `statements.INSERT_EVENTS`."""
+    """An event in canonical form, with its row as far as it is known: see `statements.insert_events`."""
     data, metadata = event.data, event.metadata
     return event, (
         event.session_id,

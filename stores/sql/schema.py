@@ -122,6 +122,10 @@ events = Table(
     Column("schema_version", NUMBER, nullable=False),
     Column("provider", KEY),
     Column("correlation_id", KEY),
+    # The latest time of the events before it in the log, if that is later than its own; else NULL.
+    # So coalesce(later_timestamp, timestamp) never falls along a log, and where the events after some
+    # time begin is found by bisection: an index by time costs a page a commit, and would have to sort.
+    Column("later_timestamp", TIME),
     # The log in order: one page is one range.
     PrimaryKeyConstraint("session_id", "sequence_number"),
     # An event that is appended again.
@@ -148,9 +152,12 @@ session_sequences = Table(
     Column("session_id", KEY, nullable=False),
     # The greatest number ever given in the session's log.
     Column("last_sequence", NUMBER, nullable=False),
+    # The latest time of an event ever stored in it; empty: there was none.
+    Column("latest_timestamp", TIME, nullable=False),
     # The number of the last change (see asm_changes) to one of its runs or to its own status.
     Column("run_revision", NUMBER, nullable=False),
-    Column("updated_at", TIME, nullable=False),
+    # How many of its runs are pending or running.
+    Column("open_runs", NUMBER, nullable=False),
     PrimaryKeyConstraint("session_id"),
     sqlite_with_rowid=False,
 )

@@ -17,7 +17,7 @@ from functools import cache, lru_cache
 
 _EVENT_COLUMNS = (
     "session_id, id, type, run_id, timestamp, data, metadata, schema_version, provider, "
-    "correlation_id, sequence_number"
+    "correlation_id, sequence_number, later_timestamp"
 )
 _SESSION_COLUMNS = (
     "id, agent_id, status, parent_session_id, metadata, context, tags, created_at, updated_at, deleted_at"
@@ -39,31 +39,39 @@ data, metadata, schema_version, json_quote(provider), json_quote(correlation_id)
 
 @cache
 def insert_events(count: int) -> str:
-    """Insert that many events, `rows.EventRow` and number after one another.
+    """Insert that many events, `EVENT_COLUMNS` values for each.
 
     FAIL instead of the default ABORT: to undo one statement alone SQLite would keep a journal of it,
     at half the speed; here any error undoes the whole transaction.
     """
-    places = "(" + ", ".join("?" * 11) + ")"
+    places = "(" + ", ".join("?" * EVENT_COLUMNS) + ")"
     return f"INSERT OR FAIL INTO asm_events ({_EVENT_COLUMNS}) VALUES " + ", ".join([places] * count)
 
 
 INSERT_SIZES = (64, 16, 4, 1)
 """How many events one statement inserts: few enough shapes for the statement cache, few steps for any
-number of events. 64 rows have 704 parameters, below the 999 of old builds."""
+number of events. 64 rows have 768 parameters, below the 999 of old builds."""
 
-# The latest number of each of these sessions, as one JSON object.
+EVENT_COLUMNS = 12
+
+# The latest number and the latest time of a log.
+HEAD = "SELECT last_sequence, latest_timestamp FROM asm_session_sequences WHERE session_id = ?"
+
+# The same of each of these sessions, as one JSON object.
 HEADS = """
-SELECT json_group_object(c.session_id, c.last_sequence)
+SELECT json_group_object(c.session_id, json_array(c.last_sequence, c.latest_timestamp))
 FROM json_each(?) s CROSS JOIN asm_session_sequences c ON c.session_id = s.value
 """
 
 # The same by the events too: a counter that somebody lost or reset does not stop the log.
 REPAIRED_HEADS = """
-SELECT json_group_object(s.value, max(
-    coalesce((SELECT c.last_sequence FROM asm_session_sequences c WHERE c.session_id = s.value), 0),
-    coalesce((SELECT max(e.sequence_number) FROM asm_events e WHERE e.session_id = s.value), 0)))
+SELECT json_group_object(s.value, json_array(
+    max(coalesce(c.last_sequence, 0), coalesce(e.sequence_number, 0)),
+    max(coalesce(c.latest_timestamp, ''), coalesce(e.later_timestamp, e.timestamp, ''))))
 FROM json_each(?) s
+    LEFT JOIN asm_session_sequences c ON c.session_id = s.value
+    LEFT JOIN asm_events e ON e.session_id = s.value
+        AND e.sequence_number = (SELECT max(l.sequence_number) FROM asm_events l WHERE l.session_id = s.value)
 """
 
 # Status and attempt of runs, given as pairs of session and run, as one JSON list.
@@ -80,27 +88,28 @@ SELECT '[' || coalesce(group_concat({_EVENT_JSON}), '') || ']' FROM (
         ON e.session_id = json_extract(i.value, '$[0]') AND e.id = json_extract(i.value, '$[1]'))
 """
 
-# The same for one session, as a row of its own.
 LATEST_SEQUENCE = "SELECT last_sequence FROM asm_session_sequences WHERE session_id = ?"
 
+_COUNTER_COLUMNS = "session_id, last_sequence, latest_timestamp, run_revision, open_runs"
 _RAISE = """
 ON CONFLICT (session_id) DO UPDATE SET
     last_sequence = max(last_sequence, excluded.last_sequence),
+    latest_timestamp = max(latest_timestamp, excluded.latest_timestamp),
     run_revision = max(run_revision, excluded.run_revision),
-    updated_at = excluded.updated_at
+    open_runs = max(open_runs + excluded.open_runs, 0)
 """
 
-# Raise counters: a list of [session, number, revision], where 0 leaves what is stored.
-RAISE_COUNTERS = f"""
-INSERT INTO asm_session_sequences (session_id, last_sequence, run_revision, updated_at)
-SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'), ?
-FROM json_each(?) WHERE true
+# Raise a session's counters: 0 and the empty time leave what is stored, and open runs are added.
+RAISE_COUNTER = f"""
+INSERT INTO asm_session_sequences ({_COUNTER_COLUMNS}) VALUES (?, ?, ?, ?, ?)
 {_RAISE}"""
 
-# The same for one session.
-RAISE_COUNTER = f"""
-INSERT INTO asm_session_sequences (session_id, last_sequence, run_revision, updated_at)
-VALUES (?, ?, ?, ?)
+# The same for a list of such values.
+RAISE_COUNTERS = f"""
+INSERT INTO asm_session_sequences ({_COUNTER_COLUMNS})
+SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
+    json_extract(value, '$[3]'), json_extract(value, '$[4]')
+FROM json_each(?) WHERE true
 {_RAISE}"""
 
 RUN_REVISION = "SELECT run_revision FROM asm_session_sequences WHERE session_id = ?"
@@ -157,17 +166,17 @@ RUN_STATUS = "SELECT status, attempt FROM asm_runs WHERE session_id = ? AND id =
 
 OPEN_RUNS = "SELECT count(*) FROM asm_runs WHERE session_id = ? AND status IN ('pending', 'running')"
 
-# Before a run is accepted: the session's status, how many of its runs are open (counted up to a
-# limit), and the run that has the new one's id.
+# Before a run is accepted: the session's status, how many of its runs are open, and the run that has
+# the new one's id.
 ENQUEUE_FACTS = f"""
 SELECT (SELECT status FROM asm_sessions WHERE id = ?1),
-    (SELECT count(*) FROM (SELECT 1 FROM asm_runs
-        WHERE session_id = ?1 AND status IN ('pending', 'running') LIMIT ?3)),
+    coalesce((SELECT open_runs FROM asm_session_sequences WHERE session_id = ?1), 0),
     r.* FROM (SELECT 1) LEFT JOIN (SELECT {_RUN_COLUMNS} FROM asm_runs
         WHERE session_id = ?1 AND id = ?2) r
 """
 
-# Before a run is claimed: the session's status, how many of its runs are running (likewise), and
+# Before a run is claimed: the session's status, how many of its runs are running (counted
+# up to a limit), and
 # the first pending one.
 CLAIM_FIRST_FACTS = f"""
 SELECT (SELECT status FROM asm_sessions WHERE id = ?1),
@@ -232,6 +241,18 @@ MAX_MERGED = 16
 """How many ranges of an index one read merges; past that it goes through the log and filters."""
 
 
+# How many events at the beginning of a log are not later than a time, nor any before them: since
+# `later_timestamp` makes that a question of one event, it is found in steps of halving width.
+_NOT_LATER = """WITH RECURSIVE search (passed, step) AS (
+    SELECT 0, 1 << 40
+    UNION ALL
+    SELECT passed + CASE WHEN :since >= (
+            SELECT coalesce(later_timestamp, timestamp) FROM asm_events
+            WHERE session_id = :session_id AND sequence_number >= passed + step
+            ORDER BY sequence_number LIMIT 1) THEN step ELSE 0 END, step / 2
+    FROM search WHERE step > 0)
+SELECT max(passed) FROM search"""
+
 _TYPE_IS_INDEXED = "type != 'message_streamed'"
 
 
@@ -256,7 +277,10 @@ def page(
             one JSON list, None for an empty one.
         streamed: Whether `message_streamed` is one of the types: it is in no index, the log is full of it.
     """
-    where = "session_id = :session_id AND sequence_number > :after AND sequence_number < :before"
+    after = ":after"
+    if since:
+        after = f"max(:after, ({_NOT_LATER}))"  # one bound: of two the planner would take the first
+    where = f"session_id = :session_id AND sequence_number > {after} AND sequence_number < :before"
     if since:
         where += " AND timestamp > :since"
     # The index is named, and a `+` keeps from another: without statistics the planner takes the log

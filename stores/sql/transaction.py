@@ -18,7 +18,7 @@ from asm_runtime.payload import decode, encode
 from asm_runtime.records import Event, Fence
 from asm_runtime.stores import rules
 from asm_runtime.stores.sql import statements
-from asm_runtime.stores.sql.rows import EventRow, events_of, text_of
+from asm_runtime.stores.sql.rows import EventRow, events_of
 
 __all__ = ["Appended", "Cursor", "Deleted", "Effect", "RunsChanged", "Transaction"]
 
@@ -70,6 +70,9 @@ class Deleted(msgspec.Struct, frozen=True, gc=False):
 
 Effect: TypeAlias = "Appended | RunsChanged | Deleted"
 
+_EMPTY = (0, "")
+"""The latest number and time of a log without events."""
+
 
 class Transaction:
     """What the requests of one transaction share.
@@ -91,9 +94,11 @@ class Transaction:
         self.wrote = False
         """Whether there is anything to commit."""
         self._careful = careful
-        self._heads: dict[str, int] = {}
+        self._heads: dict[str, tuple[int, str]] = {}
+        """The latest number and the latest time of the logs."""
         self._raised: set[str] = set()
-        self._revised: set[str] = set()
+        self._revised: dict[str, int] = {}
+        """Sessions whose runs have changed, and how many more are open."""
         self._deleted: set[str] = set()
         self._change: int | None = None
 
@@ -109,19 +114,28 @@ class Transaction:
         self.wrote = self.wrote or changed > 0
         return changed
 
-    def run_changed(self, session_id: str) -> None:
-        """Note that a run of the session, or its own status, changes in this transaction."""
+    def opened(self, session_id: str) -> int:
+        """How many more of the session's runs are open than its counter says yet."""
+        return self._revised.get(session_id, 0)
+
+    def run_changed(self, session_id: str, *, opened: int = 0) -> None:
+        """Note that a run of the session, or its own status, changes in this transaction.
+
+        Args:
+            session_id: Whose.
+            opened: How many more runs are pending or running.
+        """
         change = self._change
         if change is None:
             change = self._change = int(self.row(statements.NEXT_CHANGE)[0])
-        self._revised.add(session_id)
+        self._revised[session_id] = self._revised.get(session_id, 0) + opened
         self.effects.append(RunsChanged(session_id, change))
 
     def deleted(self, session_id: str, *, existed: bool) -> None:
         """Note that the session is gone; what comes after begins anew."""
-        self._heads[session_id] = 0
+        self._heads[session_id] = _EMPTY
         self._raised.discard(session_id)
-        self._revised.discard(session_id)
+        self._revised.pop(session_id, None)
         if existed:
             self._deleted.add(session_id)
         self.effects.append(Deleted(session_id))
@@ -146,10 +160,14 @@ class Transaction:
                     if known is not event:
                         result.append(known)
                         continue
-                number = heads[row[0]] = heads.get(row[0], 0) + 1
+                session_id, at = row[0], row[4]
+                number, latest = heads.get(session_id, _EMPTY)
+                number += 1
+                later = latest if latest > at else None
+                heads[session_id] = number, later or at
                 force_setattr(event, "sequence_number", number)
                 parameters += row
-                parameters.append(number)
+                parameters += number, later
                 new.append(event)
                 result.append(event)
             results.append(result)
@@ -181,18 +199,23 @@ class Transaction:
         Returns:
             The number of this change; None: nothing has changed that others wait for.
         """
-        changed = self._raised | self._revised
+        revised = self._revised
+        changed = self._raised | revised.keys()
         if changed:
             revision = self._change or 0
             counters = [
-                (session_id, self._heads.get(session_id, 0), revision if session_id in self._revised else 0)
+                (
+                    session_id,
+                    *self._heads.get(session_id, _EMPTY),
+                    revision if session_id in revised else 0,
+                    revised.get(session_id, 0),
+                )
                 for session_id in changed
             ]
-            now = text_of(self.now)
             if len(counters) == 1:
-                self.write(statements.RAISE_COUNTER, (*counters[0], now))
+                self.write(statements.RAISE_COUNTER, counters[0])
             else:
-                self.write(statements.RAISE_COUNTERS, (now, encode(counters).decode()))
+                self.write(statements.RAISE_COUNTERS, (encode(counters).decode(),))
         changed |= self._deleted
         if not changed:
             return None
@@ -204,8 +227,7 @@ class Transaction:
         unknown = session_ids - self._heads.keys()
         if len(unknown) == 1 and not self._careful:
             (session_id,) = unknown
-            row = self.row(statements.LATEST_SEQUENCE, session_id)
-            self._heads[session_id] = 0 if row is None else row[0]
+            self._heads[session_id] = self.row(statements.HEAD, session_id) or _EMPTY
         elif unknown:
             statement = statements.REPAIRED_HEADS if self._careful else statements.HEADS
             self._heads.update(decode(self.row(statement, encode(list(unknown)).decode())[0]))
@@ -216,9 +238,9 @@ class Transaction:
         return {(event.session_id, event.id): event for event in events_of(page) or ()}
 
     def _insert(self, parameters: list[Any], count: int) -> None:
-        done = 0
+        done, width = 0, statements.EVENT_COLUMNS
         for size in statements.INSERT_SIZES:
             statement = statements.insert_events(size)
             while count - done >= size:
-                self.write(statement, parameters[done * 11 : (done + size) * 11])
+                self.write(statement, parameters[done * width : (done + size) * width])
                 done += size

@@ -321,4 +321,4 @@ def execute(file: str, statement: str) -> None:
 
 def test_the_sizes_of_inserts_end_at_one_and_fit_the_parameters_of_old_builds() -> None:
     assert statements.INSERT_SIZES[-1] == 1
-    assert max(statements.INSERT_SIZES) * 11 < 999
+    assert max(statements.INSERT_SIZES) * statements.EVENT_COLUMNS < 999

@@ -185,6 +185,25 @@ async def test_a_page_costs_the_same_however_long_the_log_is(store: SQLSessionSt
     assert await steps(store, page) == short
 
 
+@pytest.mark.parametrize("order", ["asc", "desc"])
+async def test_what_is_later_is_found_without_reading_what_is_not(
+    store: SQLSessionStore, order: Order
+) -> None:
+    cost: list[int] = []
+    for count in (100, 4000):
+        log = [*events(count, str(count), timestamp=NOON), *events(3, str(count))]
+        for number, event in enumerate(log[:-3]):
+            log[number] = event.replace(timestamp=NOON - timedelta(seconds=number % 50))
+        await store.append_events(log)
+
+        def page(cursor: Cursor, session_id: str = str(count)) -> None:
+            filter = EventFilter.checked(since=NOON, order=order)
+            assert reading.event_page(cursor, session_id, filter, 0, None, 100).text is not None
+
+        cost.append(await steps(store, page))
+    assert cost[1] < 1.5 * cost[0]
+
+
 async def test_a_rare_run_is_found_at_the_cost_of_its_own_events(store: SQLSessionStore) -> None:
     def page(cursor: Cursor) -> None:
         reading.event_page(cursor, "s", EventFilter.checked(run_id="rare"), 0, None, 100)

@@ -30,8 +30,9 @@ def upgrade(op: Operations) -> None:
         "asm_session_sequences",
         sa.Column("session_id", TEXT, nullable=False),
         sa.Column("last_sequence", sa.BigInteger, nullable=False),
+        sa.Column("latest_timestamp", TEXT, nullable=False),
         sa.Column("run_revision", sa.BigInteger, nullable=False),
-        sa.Column("updated_at", TEXT, nullable=False),
+        sa.Column("open_runs", sa.BigInteger, nullable=False),
         sa.PrimaryKeyConstraint("session_id"),
         sqlite_with_rowid=False,
     )
@@ -132,6 +133,7 @@ def _create_events(op: Operations) -> None:
         sa.Column("schema_version", sa.BigInteger, nullable=False),
         sa.Column("provider", TEXT),
         sa.Column("correlation_id", TEXT),
+        sa.Column("later_timestamp", TEXT),
         sa.PrimaryKeyConstraint("session_id", "sequence_number"),
     )
     op.create_index("asm_events_id", "asm_events", ["session_id", "id"], unique=True)

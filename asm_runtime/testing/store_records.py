@@ -583,3 +583,41 @@ class RecordsCase(StoreCase):
             assert found == [payload()] * len(found)
             for value in found:
                 spoil(value)
+
+    async def test_callers_that_are_given_the_same_event_share_no_dict(
+        self, store: StoreUnderTest, clock: JumpingClock
+    ) -> None:
+        given = events(1, data={"list": []}, metadata={"list": []})[0]
+        parked = [asyncio.create_task(store.get_events("s", wait_timeout_ms=HOUR_MS)) for _ in range(3)]
+        await clock.advance_ms(0)
+        batches = await asyncio.gather(
+            *(store.append_events([given, given]) for _ in range(3)),
+            *(store.flush(ExecutionResult(events=[given, given])) for _ in range(2)),
+            *parked,
+        )
+        batches += await asyncio.gather(
+            store.append_events([given, given]),
+            store.flush(ExecutionResult(events=[given])),
+            *(store.get_events("s") for _ in range(2)),
+        )
+        batches.append([await store.append_event_with_sequence(given)])
+        found = [event for batch in batches for event in batch]
+        assert len(found) == 19
+        for event in found:
+            assert (event.data, event.metadata) == ({"list": []}, {"list": []})
+            event.data["list"].append(1)
+            event.metadata["list"].append(1)
+        assert (given.data, given.metadata) == ({"list": []}, {"list": []})
+
+    async def test_callers_that_are_given_the_same_run_share_no_dict(self, store: StoreUnderTest) -> None:
+        given = run(input={"list": []}, metadata={"list": []})
+        found = await asyncio.gather(*(store.enqueue_run(given) for _ in range(3)))
+        found += await asyncio.gather(*(store.get_run("r") for _ in range(2)))
+        found += [*await store.list_runs("s"), *await store.list_runs("s")]
+        found += [one for one in (await store.claim_run("s"), await store.get_active_run("s")) if one]
+        assert len(found) == 9
+        for one in found:
+            assert (one.input, one.metadata) == ({"list": []}, {"list": []})
+            one.input["list"].append(1)
+            one.metadata["list"].append(1)
+        assert (given.input, given.metadata) == ({"list": []}, {"list": []})

@@ -21,6 +21,7 @@ __all__ = [
     "event_of",
     "event_row",
     "events_of",
+    "own_copy",
     "run_of",
     "run_row",
     "session_of",
@@ -66,6 +67,11 @@ def events_of(page: str) -> list[Event] | None:
         return _decode_events(page)
     except msgspec.DecodeError:  # also: a type that this release does not know
         return None
+
+
+def own_copy(event: Event) -> Event:
+    """The same event with payloads of its own."""
+    return msgspec.json.decode(encode(event), type=Event)
 
 
 def event_of(session_id: str, number: int, text: str) -> Event:

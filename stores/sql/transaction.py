@@ -18,7 +18,7 @@ from asm_runtime.payload import decode, encode
 from asm_runtime.records import Event, Fence
 from asm_runtime.stores import rules
 from asm_runtime.stores.sql import statements
-from asm_runtime.stores.sql.rows import EventRow, events_of
+from asm_runtime.stores.sql.rows import EventRow, events_of, own_copy
 
 __all__ = ["Appended", "Cursor", "Deleted", "Effect", "RunsChanged", "Transaction"]
 
@@ -158,7 +158,7 @@ class Transaction:
                 if stored is not None:
                     known = stored.setdefault(row[:2], event)
                     if known is not event:
-                        result.append(known)
+                        result.append(own_copy(known))  # whoever appended it first has the other
                         continue
                 session_id, at = row[0], row[4]
                 number, latest = heads.get(session_id, _EMPTY)

@@ -386,9 +386,9 @@ class SessionManager:
         """A session's events; the filters are those of `SessionStore.get_events`."""
         return await self.store.get_events(session_id, **filters)
 
-    async def get_session_runs(self, session_id: str) -> list[Run]:
-        """A session's runs, in the order in which they were accepted."""
-        return await self.store.list_runs(session_id)
+    async def get_session_runs(self, session_id: str, **filters: Any) -> list[Run]:
+        """A session's runs as accepted; the filters, for pages too, are those of `SessionStore.list_runs`."""
+        return await self.store.list_runs(session_id, **filters)
 
     async def stream_session_events(
         self,

@@ -156,8 +156,20 @@ class SessionStore(Protocol):
         *,
         status: RunStatus | str | Collection[RunStatus | str] | None = None,
         limit: int | None = None,
+        after: str | None = None,
     ) -> list[Run]:
-        """The session's runs in the order in which the store first accepted them."""
+        """The session's runs in the order in which the store first accepted them.
+
+        Args:
+            session_id: Whose runs; an unknown session has none.
+            status: Only with this status or one of these; an empty collection matches nothing.
+            limit: At most this many, ≥ 1; None: all.
+            after: The id of a run of the session, in whatever status now: only those accepted after
+                it. The id of a page's last run is the cursor of the next page.
+
+        Raises:
+            RunNotFound: `after` names no run of the session; it may have been deleted meanwhile.
+        """
         ...
 
     async def get_active_run(self, session_id: str) -> Run | None:

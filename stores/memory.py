@@ -181,18 +181,26 @@ class InMemorySessionStore(Actor):
         *,
         status: RunStatus | str | Collection[RunStatus | str] | None = None,
         limit: int | None = None,
+        after: str | None = None,
     ) -> list[Run]:
         """See `SessionStore`."""
         session_id = options.identifier("session_id", session_id)
         statuses = options.members("status", status, RunStatus)
         limit = options.integer("limit", limit, minimum=1, optional=True)
-        return await _copies(await self.call(self._list_runs, session_id, statuses, limit))
+        after = options.optional_identifier("after", after)
+        return await _copies(await self.call(self._list_runs, session_id, statuses, limit, after))
 
     def _list_runs(
-        self, session_id: str, statuses: frozenset[RunStatus] | None, limit: int | None
+        self,
+        session_id: str,
+        statuses: frozenset[RunStatus] | None,
+        limit: int | None,
+        after: str | None,
     ) -> list[Run]:
+        if after is not None:
+            self._get_run(after, session_id)
         runs = self._runs_of(session_id)
-        return [] if runs is None else list(islice(runs.with_status(statuses), limit))
+        return [] if runs is None else list(islice(runs.with_status(statuses, after=after), limit))
 
     async def get_active_run(self, session_id: str) -> Run | None:
         """See `SessionStore`."""

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from asm_runtime.cli.exits import ExitCode
 from asm_runtime.cli.log import PAGE, following, stored
 from asm_runtime.cli.output import Output, event_line, run_cells, session_cells
 from asm_runtime.cli.store_option import opened
-from asm_runtime.errors import SessionNotFound
+from asm_runtime.errors import RunNotFound, SessionNotFound
 from asm_runtime.ports import SessionStore
-from asm_runtime.records import Event
+from asm_runtime.records import Event, Run
 
 __all__ = ["export", "list_runs", "list_sessions", "show_events", "tail"]
 
@@ -49,12 +49,12 @@ async def list_runs(
     output = Output(sys.stdout)
     async with opened(where, create=False) as store:
         await _must_exist(store, session_id)
-        runs = await store.list_runs(session_id, status=status or None, limit=limit)
-    if json:
-        await output.json(runs)
-    elif runs:
-        header = ("RUN", "STATUS", "ATTEMPT", "CREATED", "SECONDS", "ERROR OR INPUT")
-        await output.table(header, [run_cells(run) for run in runs])
+        async for page in _runs(store, session_id, status=status, limit=limit):
+            if json:
+                await output.json(page)
+            else:
+                header = ("RUN", "STATUS", "ATTEMPT", "CREATED", "SECONDS", "ERROR OR INPUT")
+                await output.table(header, [run_cells(run) for run in page])
     return ExitCode.DONE
 
 
@@ -131,10 +131,30 @@ async def export(where: str | None, session_id: str) -> ExitCode:
             await output.json([{"session": await store.get_session(session_id)}])
         except SessionNotFound:
             pass  # a log needs no session row
-        await output.json({"run": run} for run in await store.list_runs(session_id))
-        async for page in stored(store, session_id, after=0):
-            await output.json({"event": event} for event in page)
+        async for runs in _runs(store, session_id):
+            await output.json({"run": run} for run in runs)
+        async for events in stored(store, session_id, after=0):
+            await output.json({"event": event} for event in events)
     return ExitCode.DONE
+
+
+async def _runs(
+    store: SessionStore, session_id: str, *, status: Sequence[str] = (), limit: int | None = None
+) -> AsyncIterator[list[Run]]:
+    """Pages of a session's runs; ends where it was deleted meanwhile."""
+    cursor: str | None = None
+    left = limit
+    while left is None or left > 0:
+        size = PAGE if left is None else min(PAGE, left)
+        try:
+            page = await store.list_runs(session_id, status=status or None, limit=size, after=cursor)
+        except RunNotFound:
+            return
+        if not page:
+            return
+        yield page
+        cursor = page[-1].id
+        left = None if left is None else left - len(page)
 
 
 async def _must_exist(store: SessionStore, session_id: str) -> None:

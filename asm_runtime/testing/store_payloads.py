@@ -195,6 +195,7 @@ def with_each(name: str, values: Iterable[Any], method: str, *arguments: Any, **
 
 NO_COUNTS = (-1, True, 1.0, "1", 2**63)
 NO_LIMITS = (0, *NO_COUNTS)
+WRONG_CURSORS = ("", 5, 0, True, "a\0", "a" * 1025, ["r"])
 
 WRONG_CALLS: list[Call] = [
     *of_each(WRONG_IDS.values(), "get_session"),
@@ -217,6 +218,7 @@ WRONG_CALLS: list[Call] = [
     *with_each("status", ("nope", ["active", "nope"], 5, "", "running"), "list_sessions"),
     *with_each("agent_id", ("", 5, [None]), "list_sessions"),
     *with_each("status", ("nope", ["nope"], 5, "active"), "list_runs", "s"),
+    *with_each("after", WRONG_CURSORS, "list_runs", "s"),
     *with_each("after", NO_COUNTS, "get_events", "s"),
     *with_each("before", NO_COUNTS, "get_events", "s"),
     *with_each("wait_timeout_ms", (None, *NO_COUNTS), "get_events", "s"),

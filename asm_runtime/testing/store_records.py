@@ -325,6 +325,52 @@ class RecordsCase(StoreCase):
         assert ids(await store.list_runs("s", status={"pending"}, limit=1)) == ["1"]
         assert ids(await store.list_runs("unknown")) == []
 
+    async def test_runs_are_listed_in_pages_by_the_last_ones_id(self, store: StoreUnderTest) -> None:
+        expected = [f"{index:03}" for index in range(25)]
+        for id in expected:
+            await store.save_run(run(id, status="pending" if int(id) % 3 else "completed"))
+        await store.save_run(run("024", session_id="other"))
+        for status, matching in (
+            (None, expected),
+            ("completed", expected[::3]),
+            (["pending", "running"], [id for id in expected if int(id) % 3]),
+        ):
+            for size in (1, 4, 9, 30):
+                listed: list[str] = []
+                while page := await store.list_runs(
+                    "s", status=status, limit=size, after=listed[-1] if listed else None
+                ):
+                    assert len(page) <= size
+                    listed += ids(page)
+                assert listed == matching
+        assert ids(await store.list_runs("s", after="020")) == expected[21:]
+        assert ids(await store.list_runs("s", after="024")) == []
+
+    async def test_a_cursor_holds_whatever_becomes_of_its_run(self, store: StoreUnderTest) -> None:
+        for id in "abc":
+            await store.save_run(run(id))
+        page = await store.list_runs("s", status="pending", limit=1)
+        await store.save_run(page[0].with_status("cancelled"))
+        assert ids(await store.list_runs("s", status="pending", after="a")) == ["b", "c"]
+        assert ids(await store.list_runs("s", status=[], after="a")) == []
+        assert ids(await store.list_runs("s", status="failed", after="a")) == []
+        await store.save_run(run("d"))
+        assert ids(await store.list_runs("s", after="c")) == ["d"]
+
+    @pytest.mark.parametrize("status", [None, "pending", "failed", []])
+    async def test_a_cursor_that_is_no_run_of_the_session_is_not_found(
+        self, store: StoreUnderTest, status: Any
+    ) -> None:
+        for session_id in ("s", "other"):
+            await store.save_run(run("r", session_id=session_id))
+        await store.save_run(run("elsewhere", session_id="other"))
+        for session_id, after in (("s", "unknown"), ("s", "elsewhere"), ("unknown", "r")):
+            with pytest.raises(RunNotFound):
+                await store.list_runs(session_id, status=status, after=after)
+        await store.delete_session("s")
+        with pytest.raises(RunNotFound):
+            await store.list_runs("s", status=status, after="r")
+
     async def test_the_active_run_is_the_earliest_started(self, store: StoreUnderTest) -> None:
         assert await store.get_active_run("s") is None
         await store.save_run(run("waits"))

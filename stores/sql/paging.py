@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from asm_runtime.errors import RunNotFound
 from asm_runtime.records import Event, Run, RunStatus, Session, SessionStatus
 from asm_runtime.stores.sql import reading
 from asm_runtime.stores.sql.database import Database
@@ -97,18 +98,32 @@ class Pages:
         return sessions
 
     async def runs(
-        self, session_id: str, statuses: frozenset[RunStatus] | None, limit: int | None
+        self, session_id: str, statuses: frozenset[RunStatus] | None, limit: int | None, after: str | None
     ) -> list[Run]:
-        """A session's runs in the order of their acceptance."""
+        """A session's runs in the order of their acceptance, those accepted after a run."""
+        while True:
+            runs = await self._runs(session_id, statuses, limit, after)
+            if runs is not None:
+                return runs
+
+    async def _runs(
+        self, session_id: str, statuses: frozenset[RunStatus] | None, limit: int | None, after: str | None
+    ) -> list[Run] | None:
+        """Once through the runs; None if the session was deleted on the way."""
         runs: list[Run] = []
-        after = 0
+        cursor = after
         while limit is None or len(runs) < limit:
             size = _smaller(PAGE_ROWS, None if limit is None else limit - len(runs))
-            rows = await self._database.read(reading.list_runs, session_id, statuses, after, size)
+            try:
+                rows = await self._database.read(reading.list_runs, session_id, statuses, cursor, size)
+            except RunNotFound:
+                if cursor == after:
+                    raise
+                return None
             runs += map(run_of, rows)
             if len(rows) < size:
                 break
-            after = rows[-1][-1]
+            cursor = runs[-1].id
         return runs
 
 

@@ -149,19 +149,26 @@ def active_run(cursor: Cursor, session_id: str) -> Run | None:
 
 
 def list_runs(
-    cursor: Cursor, session_id: str, statuses: frozenset[RunStatus] | None, after: int, limit: int
+    cursor: Cursor, session_id: str, statuses: frozenset[RunStatus] | None, after: str | None, limit: int
 ) -> list[tuple[Any, ...]]:
-    """Runs as rows, each followed by its position, in the order of acceptance; those past a position."""
-    if statuses == frozenset():
-        return []
-    parameters: dict[str, Any] = {
-        "session_id": session_id,
-        "limit": limit,
-        "after": after,
-        **_numbered("s", statuses),
-    }
-    cursor.execute(statements.list_runs(statuses=_count(statuses)), parameters)
-    return cursor.fetchall()
+    """Runs as rows in the order of acceptance; with `after`, those accepted after that run.
+
+    Raises:
+        RunNotFound: There is no such run.
+    """
+    rows: list[tuple[Any, ...]] = []
+    if statuses != frozenset():
+        parameters: dict[str, Any] = {
+            "session_id": session_id,
+            "limit": limit,
+            "after": after,
+            **_numbered("s", statuses),
+        }
+        cursor.execute(statements.list_runs(statuses=_count(statuses), resumed=after is not None), parameters)
+        rows = cursor.fetchall()
+    if not rows and after is not None:
+        run(cursor, after, session_id)  # the last one, or none
+    return rows
 
 
 def owners(cursor: Cursor, session_id: str | None) -> list[str | None]:

@@ -333,15 +333,18 @@ def list_sessions(*, statuses: int | None, agents: int | None) -> str:
 
 
 @lru_cache(maxsize=64)
-def list_runs(*, statuses: int | None) -> str:
+def list_runs(*, statuses: int | None, resumed: bool) -> str:
     """Read a session's runs in the order of acceptance.
 
-    Parameters by name: session_id, limit, after (a position); for a filter s0, s1 …
+    Parameters by name: session_id, limit; for a filter s0, s1 …; if it is resumed after (a run's id).
     """
-    where = "session_id = :session_id AND position > :after"
+    where = "session_id = :session_id"
+    if resumed:
+        where += (
+            " AND position > (SELECT position FROM asm_runs WHERE session_id = :session_id AND id = :after)"
+        )
     ranges = [where]
     if statuses is not None:
         ranges = [f"{where} AND status = :s{index}" for index in range(statuses)]
-    columns = f"{_RUN_COLUMNS}, position"
-    rows = " UNION ALL ".join(f"SELECT {columns} FROM asm_runs WHERE {one}" for one in ranges)
+    rows = " UNION ALL ".join(f"SELECT {_RUN_COLUMNS}, position FROM asm_runs WHERE {one}" for one in ranges)
     return f"{rows} ORDER BY position LIMIT :limit"

@@ -288,13 +288,15 @@ class SQLSessionStore(GroupActor):
         *,
         status: RunStatus | str | Collection[RunStatus | str] | None = None,
         limit: int | None = None,
+        after: str | None = None,
     ) -> list[Run]:
         """See `SessionStore`."""
         session_id = options.identifier("session_id", session_id)
         statuses = options.members("status", status, RunStatus)
         limit = options.integer("limit", limit, minimum=1, optional=True)
+        after = options.optional_identifier("after", after)
         with await self._under_way():
-            return await self._pages.runs(session_id, statuses, limit)
+            return await self._pages.runs(session_id, statuses, limit, after)
 
     async def get_active_run(self, session_id: str) -> Run | None:
         """See `SessionStore`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from typing import Any
 
@@ -189,6 +190,21 @@ def test_tail_of_a_run_that_has_ended_shows_its_last_events(asm: CommandLine, st
     done = asm("tail", "s", "-n", "3", "--run", "r1", "--json", *store)
     assert [event["sequence_number"] for event in json_lines(done.stdout)] == [3, 4, 5]
     assert done.returncode == 0
+
+
+def test_more_runs_than_a_page_are_listed_and_exported_once_in_order(asm: CommandLine) -> None:
+    async def many(store: SQLSessionStore) -> None:
+        await asyncio.gather(*(store.enqueue_run(Run.new(session_id="s", id=id)) for id in expected))
+        await store.append_event(event(1))
+
+    expected = [f"{number:04}" for number in range(1_100)]
+    asm.in_store(many)
+    where = ("--store", asm.store)
+    assert [row[0] for row in fields(asm("runs", "s", "--limit", "700", *where).stdout)] == expected[:700]
+    assert [run["id"] for run in json_lines(asm("runs", "s", "--json", *where).stdout)] == expected
+    *runs, last = json_lines(asm("export", "s", *where).stdout)
+    assert [line["run"]["id"] for line in runs] == expected
+    assert last["event"]["sequence_number"] == 1
 
 
 def test_an_export_is_every_record_as_json(asm: CommandLine, store: tuple[str, str]) -> None:

@@ -61,7 +61,10 @@ PLANNED = {
     "page streamed": statements.page(
         order="asc", runs=None, types=2, since=False, as_rows=False, streamed=True
     ),
-    **{f"list_runs {count}": statements.list_runs(statuses=count) for count in (None, 1, 2, 6)},
+    **{
+        f"list_runs {count} {resumed}": statements.list_runs(statuses=count, resumed=resumed)
+        for count, resumed in product((None, 1, 2, 6), (False, True))
+    },
     **{
         f"list_sessions {count} {agents}": statements.list_sessions(statuses=count, agents=agents)
         for count, agents in product((None, 1, 3), (None, 1, 2))
@@ -114,8 +117,10 @@ def test_every_statement_goes_by_an_index_and_sorts_nothing(empty: sqlite3.Conne
         ("page ('asc', None, 2, False)", "asm_events_type (session_id=? AND type=? AND sequence_number>?"),
         ("page ('asc', 3, 1, False)", "asm_events_run_id (session_id=? AND run_id=? AND sequence_number>?"),
         ("page ('desc', 17, 17, False)", "sqlite_autoindex_asm_events_1 (session_id=? AND sequence_number>?"),
-        ("list_runs None", "asm_runs_position (session_id=? AND position>?)"),
-        ("list_runs 2", "asm_runs_queue (session_id=? AND status=? AND position>?)"),
+        ("list_runs None False", "asm_runs_position (session_id=?)"),
+        ("list_runs None True", "asm_runs_position (session_id=? AND position>?)"),
+        ("list_runs 2 False", "asm_runs_queue (session_id=? AND status=?)"),
+        ("list_runs 2 True", "asm_runs_queue (session_id=? AND status=? AND position>?)"),
         ("list_sessions None None", "asm_sessions_created_at ((created_at,id)>"),
         ("list_sessions None 2", "asm_sessions_agent_id (agent_id=? AND (created_at,id)>"),
         ("list_sessions 3 2", "asm_sessions_status (status=? AND (created_at,id)>"),

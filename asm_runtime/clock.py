@@ -11,7 +11,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-__all__ = ["SYSTEM_CLOCK", "Clock", "SystemClock", "Timer", "sleep"]
+__all__ = ["SYSTEM_CLOCK", "Clock", "SystemClock", "Timer", "all_done", "sleep"]
 
 
 class Timer(Protocol):
@@ -66,6 +66,24 @@ async def sleep(clock: Clock, seconds: float) -> None:
         await wake
     finally:
         timer.cancel()
+
+
+async def all_done(clock: Clock, seconds: float, *futures: asyncio.Future[Any]) -> bool:
+    """Wait until all of them are done, but no longer than this; returns whether they are.
+
+    They are left alone: nothing is cancelled, and no result or exception is taken.
+    """
+    over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    timer = clock.call_later(seconds, _wake, over)
+    try:
+        while not over.done():
+            pending: list[asyncio.Future[Any]] = [future for future in futures if not future.done()]
+            if not pending:
+                return True
+            await asyncio.wait([*pending, over], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        timer.cancel()
+    return all(future.done() for future in futures)
 
 
 def _wake(future: asyncio.Future[None]) -> None:

@@ -5,12 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from asm_runtime.errors import AsmError, RunCancelled, RunFailed
+from asm_runtime import options
+from asm_runtime.errors import AsmError, RunCancelled, RunFailed, RunTimeout, ValidationError
 from asm_runtime.payload import JsonObject, canonical, canonical_object, lossy
 from asm_runtime.ports import ExecutionResult, ProviderResult, RunResult, SessionStore
 from asm_runtime.records import TERMINAL_EVENT_TYPES, Event, EventType, Run, RunStatus, Session
 
-__all__ = ["completed", "correlation_of", "ended", "error_of", "last_number_of", "result_of", "run_error"]
+__all__ = [
+    "RunOutcome",
+    "brief",
+    "completed",
+    "correlation_of",
+    "ended",
+    "error_of",
+    "last_number_of",
+    "outcome_of",
+    "result_of",
+    "run_error",
+]
 
 _TERMINAL_TYPE = {
     RunStatus.COMPLETED: EventType.RUN_COMPLETED,
@@ -19,8 +31,43 @@ _TERMINAL_TYPE = {
     RunStatus.TIMEOUT: EventType.RUN_TIMEOUT,
 }
 
+_CLASS_OF_STATUS: dict[RunStatus, type[AsmError]] = {
+    RunStatus.CANCELLED: RunCancelled,
+    RunStatus.TIMEOUT: RunTimeout,
+}
 
-def completed(run: Run, result: ProviderResult, *, provider: str) -> Run:
+MAX_BRIEF_LENGTH = 500
+
+
+class RunOutcome:
+    """How a run ended, as it is stored: a result or an error.
+
+    Neither, if this attempt did not end it. Then the run goes on elsewhere, or nobody executes it any
+    more: `given_up` says why its end could not be written, and whoever settles orphans decides.
+    """
+
+    __slots__ = ("error", "given_up", "last_sequence_number", "result")
+
+    def __init__(
+        self,
+        *,
+        result: RunResult | None = None,
+        error: AsmError | None = None,
+        given_up: AsmError | None = None,
+        last_sequence_number: int = 0,
+    ) -> None:
+        self.result = result
+        self.error = error
+        self.given_up = given_up
+        self.last_sequence_number = last_sequence_number
+
+    @property
+    def is_final(self) -> bool:
+        """Whether this is how the run ended."""
+        return self.result is not None or self.error is not None
+
+
+def completed(run: Run, result: ProviderResult) -> Run:
     """The run with what its provider returned; the status is not changed yet.
 
     Raises:
@@ -34,9 +81,8 @@ def completed(run: Run, result: ProviderResult, *, provider: str) -> Run:
     known = {name: fact for name, fact in facts.items() if fact is not None}
     return run.replace(
         output=canonical(result.output, "output"),
-        token_usage=canonical_object(result.token_usage, "token_usage"),
+        token_usage=canonical_object(result.token_usage, "token_usage") or run.token_usage,
         cost_usd=result.cost_usd,
-        provider=provider,
         provider_metadata=run.provider_metadata
         | canonical_object(result.metadata, "metadata")
         | canonical_object(known, "result"),
@@ -102,12 +148,28 @@ def run_error(error: AsmError) -> JsonObject:
     return lossy(error.to_dict())  # type: ignore[no-any-return]  # a dict gives a dict
 
 
+def brief(error: AsmError) -> AsmError:
+    """The same failure in a few plain words, which any store takes."""
+    said: JsonObject = {"code": error.code, "message": _plain(error.message)}
+    if "reason" in error.details:
+        said["details"] = {"reason": _plain(error.details["reason"])}
+    made = AsmError.from_dict(said)
+    made.__cause__ = error
+    return made
+
+
+def _plain(text: object) -> str:
+    """The beginning of a text, in ASCII."""
+    escaped = str(lossy(text)).encode("unicode_escape").decode("ascii")
+    return escaped if len(escaped) <= MAX_BRIEF_LENGTH else escaped[:MAX_BRIEF_LENGTH] + "..."
+
+
 def error_of(run: Run) -> AsmError:
     """The exception that a run which did not complete raises, today as on the day it ended."""
-    if run.error is None:
-        error: AsmError = RunFailed(f"run {run.id} ended as {run.status}", code=f"run_{run.status}")
-    else:
+    if run.error:
         error = AsmError.from_dict(run.error)
+    else:
+        error = _CLASS_OF_STATUS.get(run.status, RunFailed)(f"run {run.id} ended as {run.status}")
     error.session_id, error.run_id = run.session_id, run.id
     return error
 
@@ -133,6 +195,15 @@ def result_of(run: Run, last_sequence_number: int) -> RunResult:
     )
 
 
+def outcome_of(run: Run, last_sequence_number: int) -> RunOutcome:
+    """The outcome of a run that has ended."""
+    try:
+        result = result_of(run, last_sequence_number)
+    except AsmError as error:
+        return RunOutcome(error=error, last_sequence_number=last_sequence_number)
+    return RunOutcome(result=result, last_sequence_number=last_sequence_number)
+
+
 async def last_number_of(store: SessionStore, run: Run) -> int:
     """The number of a run's terminal event; 0 if the log has none (any more)."""
     last = await store.get_events(
@@ -144,4 +215,7 @@ async def last_number_of(store: SessionStore, run: Run) -> int:
 def correlation_of(session: Session | None) -> str | None:
     """The correlation id that a session gives to the events which the runtime makes in it."""
     found = session.metadata.get("correlation_id") if session is not None else None
-    return found if isinstance(found, str) and found else None
+    try:
+        return options.optional_identifier("correlation_id", found)
+    except ValidationError:  # nothing that an event can have
+        return None

@@ -9,70 +9,57 @@ from collections.abc import Callable, Coroutine, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from asm_runtime.clock import Clock, Timer, sleep
-from asm_runtime.endings import completed, correlation_of, ended, last_number_of, result_of
+from asm_runtime.clock import Clock, Timer, all_done, sleep
+from asm_runtime.endings import (
+    RunOutcome,
+    brief,
+    completed,
+    correlation_of,
+    ended,
+    last_number_of,
+    outcome_of,
+    result_of,
+)
 from asm_runtime.errors import (
+    ActorStopped,
     AsmError,
-    Conflict,
-    InvalidTransition,
-    LeaseLost,
     NotFound,
     ProviderError,
     RunCancelled,
     RunTimeout,
     StoreError,
-    StoreUnavailable,
 )
+from asm_runtime.foreign import answered, own
 from asm_runtime.observer import RunTrace, observer
-from asm_runtime.payload import JsonObject, lossy
+from asm_runtime.options import identifier
+from asm_runtime.payload import JsonObject
 from asm_runtime.ports import (
     EventCallback,
     ExecutionResult,
     ProviderAdapter,
     ProviderResult,
     RunContext,
-    RunResult,
     SessionStore,
 )
-from asm_runtime.recorder import RETRY_DELAYS_S, RunRecorder
+from asm_runtime.recorder import MOVED_ON, RETRY_DELAYS_S, RunRecorder, patiently
 from asm_runtime.records import Event, EventType, Run, RunStatus, Session
 from asm_runtime.run_options import RunOptions
 from asm_runtime.transcript import replay
 
-__all__ = ["RunExecution", "RunOutcome"]
+__all__ = ["RunExecution"]
 
 logger = logging.getLogger(__name__)
 
 RELEASE_GRACE_S = 1.0
 """How long the store may take to let a claim go; then nobody waits for that any longer."""
 
+MAX_RELEASE_DELAY_S = 60.0
+
+CALLBACK_GRACE_S = 5.0
+"""How long one call of an event callback may take once its run has ended; then it is given up."""
+
 _releases: set[asyncio.Task[None]] = set()
 """Keeps the last act of attempts alive that nobody waits for; the loop itself holds tasks weakly."""
-
-_MOVED_ON = (LeaseLost, Conflict, InvalidTransition, NotFound)
-"""What a fenced write raises when somebody else has ended, requeued, claimed or deleted the run."""
-
-
-class RunOutcome:
-    """How an attempt ended: a result, an error, or neither, if the run goes on elsewhere."""
-
-    __slots__ = ("error", "last_sequence_number", "result")
-
-    def __init__(
-        self,
-        *,
-        result: RunResult | None = None,
-        error: BaseException | None = None,
-        last_sequence_number: int = 0,
-    ) -> None:
-        self.result = result
-        self.error = error
-        self.last_sequence_number = last_sequence_number
-
-    @property
-    def is_final(self) -> bool:
-        """Whether this is how the run ended."""
-        return self.result is not None or self.error is not None
 
 
 class _Verdict:
@@ -101,8 +88,9 @@ class RunExecution:
     can end the attempt (the adapter, a cancel, a timeout, a failing store, a lost lease) is a verdict,
     and the first one stands. Only then is the adapter stopped and the end written, in one fenced step.
 
-    Cancelling that task abandons the attempt: the adapter is cancelled, the claim is released, no end
-    is written, so the run is an orphan.
+    An end that the store refuses is written once more, with no more in it than any store takes. If
+    that is refused too, or the task is cancelled, the attempt is given up: the claim is released, so
+    the run is an orphan, and the outcome is not final.
 
     Args:
         store: Where the run lives.
@@ -112,7 +100,7 @@ class RunExecution:
         trace: Told what happens.
         clock: The source of time.
         cancel_grace_ms: How long the adapter may take to stop, in milliseconds; then it is left behind.
-        save_run: Store the run's row before it starts, because the claimer changed its options.
+        options: Run options laid over those that the run was accepted with, and stored.
     """
 
     def __init__(
@@ -125,7 +113,7 @@ class RunExecution:
         trace: RunTrace,
         clock: Clock,
         cancel_grace_ms: int,
-        save_run: bool = False,
+        options: JsonObject | None = None,
     ) -> None:
         loop = asyncio.get_running_loop()
         self.claimed = run
@@ -133,17 +121,20 @@ class RunExecution:
         """Resolved when the attempt is over and its slot is free."""
         self._store = store
         self._adapter = adapter
+        self._provider = run.provider
         self._callbacks = callbacks
         self._trace = trace
         self._clock = clock
         self._cancel_grace_ms = cancel_grace_ms
-        self._save_run = save_run
+        self._laid_over = options
         self._options = RunOptions()
         self._session: Session | None = None
         self._recorder: RunRecorder | None = None
+        self._context: RunContext | None = None
         self._verdict: asyncio.Future[_Verdict] = loop.create_future()
         self._run_timer: Timer | None = None
         self._idle_timer: Timer | None = None
+        self._holds_claim = True
 
     # -- what may happen to it from outside; plain, the first one stands
 
@@ -162,167 +153,170 @@ class RunExecution:
 
     # -- the attempt
 
-    def start(self, spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]) -> None:
-        """Give the work a task, made by its owner's `spawn`."""
-        spawn(self.run()).add_done_callback(self._task_ended)
+    def start(self, spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]) -> asyncio.Task[None]:
+        """Give the work a task, made by its owner's `spawn`; cancelling it gives the attempt up."""
+        task = spawn(self.run())
+        task.add_done_callback(self._task_ended)
+        return task
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
         """A task that is cancelled before its first step runs nothing, not even a `finally`."""
         if not self.outcome.done():
-            self.outcome.set_result(RunOutcome())
             self._trace.abandoned()
-            self._begin_release()
+            if self._holds_claim:
+                self._begin_release()
+            self.outcome.set_result(RunOutcome())
 
     async def run(self) -> None:
         """Execute the attempt to its end."""
         outcome = RunOutcome()
-        settled = False
         try:
-            verdict = await self._attempt()
-            outcome, settled = await self._settle(verdict)
+            outcome = await self._settle(await self._attempt())
         except asyncio.CancelledError:
             if self._recorder is not None:
                 self._recorder.abort()
             raise
-        except AsmError as error:
-            logger.error("the end of run %s could not be written: %s", self.claimed.id, error)
-            outcome = RunOutcome(error=error)
         except Exception as error:
-            # A defect of ours: the run must not stay `running`, and its server must not fall.
-            logger.exception("executing run %s failed", self.claimed.id)
-            outcome = RunOutcome(error=error)
+            outcome = RunOutcome(given_up=self._unwritten(error))
         finally:
             for timer in (self._run_timer, self._idle_timer):
                 if timer is not None:
                     timer.cancel()
-            if not settled:
-                await self._release()
+            if self._holds_claim:
+                self._trace.abandoned()
+                # Nobody waits for a store that hangs: the release is left to itself then.
+                await all_done(self._clock, RELEASE_GRACE_S, self._begin_release())
             if not self.outcome.done():
                 self.outcome.set_result(outcome)
         # Whoever awaits the outcome does not wait for callbacks: one of them may await it itself.
         if self._recorder is not None:
             try:
-                await self._recorder.callbacks_done()
+                await self._recorder.finish(CALLBACK_GRACE_S)
             finally:
                 self._recorder.abort()
 
     async def _attempt(self) -> _Verdict:
         """Everything up to the verdict; the adapter has stopped when this returns."""
         if not self._verdict.done():
+            preparing = asyncio.get_running_loop().create_task(self._prepare())
+            either: set[asyncio.Future[Any]] = {preparing, self._verdict}
             try:
-                recorder = await self._begin()
-                history = await self._history()
-            except _MOVED_ON:
-                self.lost()
-            except AsmError as error:
-                self._fail(error)
-            except Exception as error:
-                self._fail(_wrapped(StoreError, "the store", error))
-            else:
-                await self._drive(recorder, history)
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                preparing.cancel()
+            await all_done(self._clock, RELEASE_GRACE_S, preparing)
+        if not self._verdict.done():
+            await self._drive()
         return await self._verdict
 
-    async def _begin(self) -> RunRecorder:
+    async def _prepare(self) -> None:
+        """Everything before the adapter; what goes wrong is a verdict."""
+        try:
+            await self._begin()
+        except NotFound as error:  # the session: there is none, or it is soft-deleted
+            self._fail(error)
+        except MOVED_ON:
+            self.lost()
+        except Exception as error:
+            self._fail(own(StoreError, "the store", error))
+
+    async def _begin(self) -> None:
         """Write what precedes the adapter: the input's messages, once a run, and `run_started`."""
         run = self.claimed
-        self._options = RunOptions.of(run)
-        self._session = await self._store.get_session(run.session_id)
+        if self._laid_over:
+            stored: Any = run.metadata.get("options")
+            merged: JsonObject = {**stored, **self._laid_over} if isinstance(stored, dict) else self._laid_over
+            run = run.replace(metadata=run.metadata | {"options": merged})
+        options = self._options = RunOptions.of(run)
+        deadline = None
+        if options.run_timeout_ms is not None:
+            deadline = self._deadline()
+            self._run_timer = self._clock.call_later(options.run_timeout_ms / 1000, self._timed_out)
+        self._provider = identifier("adapter.name", getattr(self._adapter, "name", None))
+        session = await patiently(self._clock, lambda: self._store.get_session(run.session_id))
+        self._session = session
         recorder = self._recorder = RunRecorder(
             store=self._store,
             fence=run.fence,
-            provider=self._adapter.name,
-            correlation_id=correlation_of(self._session),
+            provider=self._provider,
+            correlation_id=correlation_of(session),
             trace=self._trace,
             callbacks=self._callbacks,
             clock=self._clock,
         )
-        self._trace.started(run, self._session)
-        if self._save_run:
-            await self._store.flush(
-                ExecutionResult(run=run), fence=run.fence, expected_run_status=RunStatus.RUNNING
-            )
-        started: JsonObject = {"attempt": run.attempt, "provider": self._adapter.name}
-        model = self._options.adapter_opts.get("model")
+        recorder.failure.add_done_callback(self._recorder_failed)
+        self._trace.started(run, session)
+        if self._laid_over:
+            await self._flush(ExecutionResult(run=run))
+            self.claimed = run
+        started: JsonObject = {"attempt": run.attempt, "provider": self._provider}
+        model = options.adapter_opts.get("model")
         if isinstance(model, str):
             started["model"] = model
-        messages = [
-            recorder.event(EventType.MESSAGE_SENT, message, id=_message_event_id(run, index))
-            for index, message in enumerate(_input_messages(run.input))
+        beginning = [
+            *(
+                recorder.event(EventType.MESSAGE_SENT, message, id=_message_event_id(run, index))
+                for index, message in enumerate(_input_messages(run.input))
+            ),
+            recorder.event(EventType.RUN_STARTED, started),
         ]
-        await recorder.append([*messages, recorder.event(EventType.RUN_STARTED, started)])
-        return recorder
-
-    async def _history(self) -> list[JsonObject]:
-        if not self._options.continuation:
-            return []
-        return await replay(
-            self._store,
-            self.claimed.session_id,
-            without_run=self.claimed.id,
-            **self._options.continuation_opts,
+        await patiently(self._clock, lambda: recorder.append(beginning))
+        history: list[JsonObject] = []
+        if options.continuation:
+            history = await patiently(
+                self._clock,
+                lambda: replay(self._store, run.session_id, without_run=run.id, **options.continuation_opts),
+            )
+        self._context = RunContext(
+            emit=recorder.emit,
+            attempt=run.attempt,
+            adapter_opts=options.adapter_opts,
+            history=history,
+            deadline=deadline,
         )
 
-    async def _drive(self, recorder: RunRecorder, history: list[JsonObject]) -> None:
+    async def _drive(self) -> None:
         """Have the adapter execute, until there is a verdict and the adapter has stopped."""
         assert self._session is not None
-        run_timeout_ms = self._options.run_timeout_ms
-        context = RunContext(
-            emit=recorder.emit,
-            attempt=self.claimed.attempt,
-            adapter_opts=self._options.adapter_opts,
-            history=history,
-            deadline=self._deadline(),
-        )
-        if self._verdict.done():
-            return
+        assert self._context is not None
+        assert self._recorder is not None
         provider = asyncio.get_running_loop().create_task(
-            _executed(self._adapter, self.claimed, self._session, context),
+            _executed(self._adapter, self.claimed, self._session, self._context),
             context=self._trace.execution_context(),
         )
         provider.add_done_callback(self._provider_ended)
-        recorder.failure.add_done_callback(self._recorder_failed)
-        if run_timeout_ms is not None:
-            self._run_timer = self._clock.call_later(run_timeout_ms / 1000, self._timed_out)
         if self._options.idle_timeout_ms is not None:
-            recorder.last_emit = self._clock.monotonic()  # the adapter's silence begins with its work
-            self._watch_silence(recorder)
+            self._recorder.last_emit = self._clock.monotonic()  # its silence begins with its work
+            self._watch_silence(self._recorder)
         try:
             await asyncio.wait([self._verdict])
-        except asyncio.CancelledError:
-            provider.cancel()
-            await self._stopped(provider)
-            raise
-        if not provider.done():
-            await self._stopped(provider)
+        finally:
+            if not provider.done():
+                await self._stopped(provider)
 
     def _provider_ended(self, provider: asyncio.Task[ProviderResult]) -> None:
         if provider.cancelled():
-            error: BaseException | None = asyncio.CancelledError()
+            raised: BaseException | None = asyncio.CancelledError()
         else:
-            error = provider.exception()
-        if error is None:
+            raised = provider.exception()
+        if raised is None:
             self._decide(_Verdict(RunStatus.COMPLETED, result=provider.result()))
-        elif isinstance(error, RunCancelled):  # its provider was told elsewhere
+            return
+        error = own(ProviderError, str(self._provider), raised)
+        if isinstance(error, RunCancelled):  # its provider was told elsewhere
             self._decide(_Verdict(RunStatus.CANCELLED, error=error))
-        elif isinstance(error, AsmError):
-            self._fail(error)
         else:
-            self._fail(_wrapped(ProviderError, self._adapter.name, error))
+            self._fail(error)
 
     def _recorder_failed(self, failure: asyncio.Future[Exception]) -> None:
-        if failure.cancelled():
-            return
         error = failure.result()
-        if isinstance(error, _MOVED_ON):
+        if isinstance(error, MOVED_ON):
             self.lost()
-        elif isinstance(error, AsmError):
-            self._fail(error)
         else:
-            self._fail(_wrapped(StoreError, "the store", error))
+            self._fail(own(StoreError, "the store", error))
 
     def _deadline(self) -> datetime | None:
-        if self._options.run_timeout_ms is None:
-            return None
+        assert self._options.run_timeout_ms is not None
         try:
             return self._clock.now() + timedelta(milliseconds=self._options.run_timeout_ms)
         except OverflowError:  # after the year 9999
@@ -354,19 +348,17 @@ class RunExecution:
             self._verdict.set_result(verdict)
 
     async def _stopped(self, provider: asyncio.Task[ProviderResult]) -> None:
-        """Cancel the adapter, and return when it has stopped or its grace is over."""
+        """Cancel the adapter both ways; returns when both are done, or the grace is over."""
         provider.cancel()
         told = asyncio.get_running_loop().create_task(self._tell_adapter())
-        over = asyncio.get_running_loop().create_task(sleep(self._clock, self._cancel_grace_ms / 1000))
         try:
-            await asyncio.wait({provider, over}, return_when=asyncio.FIRST_COMPLETED)
+            stopped = await all_done(self._clock, self._cancel_grace_ms / 1000, provider, told)
         finally:
-            over.cancel()
             told.cancel()
-        if not provider.done():
+        if not stopped:
             logger.warning(
                 "%s did not stop run %s within %s ms and is left behind",
-                self._adapter.name, self.claimed.id, self._cancel_grace_ms,
+                self._provider, self.claimed.id, self._cancel_grace_ms,
             )  # fmt: skip
             provider.cancel()
 
@@ -374,87 +366,94 @@ class RunExecution:
         try:
             await self._adapter.cancel(self.claimed.id)
         except Exception:
-            logger.exception("%s failed to cancel run %s", self._adapter.name, self.claimed.id)
+            logger.exception("%s failed to cancel run %s", self._provider, self.claimed.id)
 
     # -- the end
 
-    async def _settle(self, verdict: _Verdict) -> tuple[RunOutcome, bool]:
-        """Write the end; returns the outcome, and whether the claim needs no release."""
+    async def _settle(self, verdict: _Verdict) -> RunOutcome:
+        """Write what was decided."""
         left = await self._recorder.close() if self._recorder is not None else []
-        if verdict.requeue:
-            return await self._put_back(left)
-        if verdict.status is None:
-            return await self._as_stored()
-        status, error = verdict.status, verdict.error
-        run = self._with_facts(self.claimed)
-        if verdict.result is not None:
-            try:
-                run = completed(run, verdict.result, provider=self._adapter.name)
-            except AsmError as refused:
-                status, error = RunStatus.FAILED, refused
-        written = await self._write_end(run, status, error, left)
-        if written is None:
-            return await self._as_stored()
-        final, stored = written
-        if self._recorder is not None:
-            self._recorder.written(stored)
-        self._trace.ended(final, stored)
-        last = stored[-1].sequence_number or 0
-        if error is None:
-            return RunOutcome(result=result_of(final, last), last_sequence_number=last), True
-        error.session_id, error.run_id = final.session_id, final.id
-        return RunOutcome(error=error, last_sequence_number=last), True
-
-    def _with_facts(self, run: Run) -> Run:
-        """The run with what its adapter reported, also where it did not live to return it."""
-        if self._recorder is None:
-            return run.replace(provider=self._adapter.name)
-        return run.replace(
-            provider=self._adapter.name,
-            provider_metadata=run.provider_metadata | self._recorder.facts,
-            token_usage=self._recorder.token_usage or run.token_usage,
-        )
+        try:
+            if verdict.requeue:
+                return await self._put_back(left)
+            if verdict.status is not None:
+                return await self._write_end(verdict.status, verdict.error, verdict.result, left)
+        except MOVED_ON:
+            pass
+        return await self._as_stored()
 
     async def _write_end(
-        self, run: Run, status: RunStatus, error: AsmError | None, left: list[Event]
-    ) -> tuple[Run, list[Event]] | None:
-        """The final row and all events that belong to it in one step; None: the run has moved on.
+        self, status: RunStatus, error: AsmError | None, result: ProviderResult | None, left: list[Event]
+    ) -> RunOutcome:
+        """The final row, and with it all that belongs to the run and is not stored yet.
 
         An unavailable store is tried again until it answers, or the task is cancelled: no run may
-        stay `running` because of an outage that passes. What a store refuses for another reason is
-        tried without the events that the adapter left behind, then given up to the release.
+        stay `running` because of an outage that passes.
         """
-        tries = 0
-        while True:
-            end = ended(
-                run,
-                status,
-                at=self._clock.now(),
-                error=error,
-                correlation_id=correlation_of(self._session),
-                before=left,
+        recorder = self._recorder
+        refused = None if recorder is None else recorder.refused
+        if recorder is not None and refused is not None:
+            await recorder.store_singly(left)
+            status, error, left = RunStatus.FAILED, own(StoreError, "the store", refused), []
+        try:
+            run = self._with_facts(result)
+        except Exception as unusable:
+            run = self._with_facts(None)
+            status, error = RunStatus.FAILED, own(ProviderError, str(self._provider), unusable)
+        try:
+            return await self._end(run, status, error, left)
+        except (*MOVED_ON, ActorStopped):
+            raise
+        except Exception as reason:
+            logger.warning("the store refuses the end of run %s: %r", run.id, reason)
+            refusal = own(StoreError, "the store", reason)
+        is_whole = not left or recorder is None or await recorder.store_singly(left)
+        if error is None or status is RunStatus.FAILED or not is_whole:
+            status, error = RunStatus.FAILED, refusal
+        return await self._end(self.claimed, status, brief(error), [])
+
+    async def _end(
+        self, run: Run, status: RunStatus, error: AsmError | None, left: list[Event]
+    ) -> RunOutcome:
+        """Write an end."""
+        end = ended(
+            run,
+            status,
+            at=self._clock.now(),
+            error=error,
+            correlation_id=correlation_of(self._session),
+            before=left,
+        )
+        assert end.run is not None
+        stored = await self._flush(end)
+        self._holds_claim = False
+        if self._recorder is not None:
+            self._recorder.written(stored)
+        self._trace.ended(end.run, stored)
+        last = stored[-1].sequence_number or 0
+        if error is None:
+            return RunOutcome(result=result_of(end.run, last), last_sequence_number=last)
+        error.session_id, error.run_id = run.session_id, run.id
+        return RunOutcome(error=error, last_sequence_number=last)
+
+    def _with_facts(self, result: ProviderResult | None) -> Run:
+        """The run with what its adapter reported and returned, whether or not it completed."""
+        run = self.claimed.replace(provider=self._provider)
+        if self._recorder is not None:
+            run = run.replace(
+                provider_metadata=run.provider_metadata | self._recorder.facts,
+                token_usage=self._recorder.token_usage or run.token_usage,
             )
-            assert end.run is not None
-            try:
-                return end.run, await self._flush(end)
-            except _MOVED_ON:
-                return None
-            except StoreUnavailable as unavailable:
-                if status is RunStatus.COMPLETED and tries == len(RETRY_DELAYS_S):
-                    logger.warning("run %s waits for its store to write its end", run.id)
-                await sleep(self._clock, RETRY_DELAYS_S[min(tries, len(RETRY_DELAYS_S) - 1)])
-                tries += 1
-                logger.debug("writing the end of run %s again: %s", run.id, unavailable)
-            except StoreError as refused:
-                if status is RunStatus.FAILED and not left:
-                    raise
-                status, error, left = RunStatus.FAILED, refused, []
+        return run if result is None else completed(run, result)
 
     async def _flush(self, result: ExecutionResult) -> list[Event]:
         token = observer().write_began("flush", self.claimed.session_id, len(result.events), self._trace)
         try:
-            stored = await self._store.flush(
-                result, fence=self.claimed.fence, expected_run_status=RunStatus.RUNNING
+            stored = await patiently(
+                self._clock,
+                lambda: self._store.flush(
+                    result, fence=self.claimed.fence, expected_run_status=RunStatus.RUNNING
+                ),
             )
         except BaseException as error:
             observer().write_ended(token, None, error)
@@ -462,60 +461,81 @@ class RunExecution:
         observer().write_ended(token, stored, None)
         return stored
 
-    async def _put_back(self, left: list[Event]) -> tuple[RunOutcome, bool]:
+    async def _put_back(self, left: list[Event]) -> RunOutcome:
         """Queue the run again, in its old place."""
         pending = self.claimed.with_status(RunStatus.PENDING)
         try:
             await self._flush(ExecutionResult(run=pending, events=left))
-        except _MOVED_ON:
-            return await self._as_stored()
+        except (*MOVED_ON, ActorStopped):
+            raise
+        except Exception:
+            if self._recorder is None or not left:
+                raise
+            await self._recorder.store_singly(left)
+            await self._flush(ExecutionResult(run=pending))
+        self._holds_claim = False
         logger.info("run %s is queued again", self.claimed.id)
         self._trace.requeued()
-        return RunOutcome(), True
+        return RunOutcome()
 
-    async def _as_stored(self) -> tuple[RunOutcome, bool]:
+    async def _as_stored(self) -> RunOutcome:
         """The outcome that somebody else wrote, if the run has ended."""
+        claimed = self.claimed
         try:
-            run = await self._store.get_run(self.claimed.id, session_id=self.claimed.session_id)
+            run = await patiently(
+                self._clock, lambda: self._store.get_run(claimed.id, session_id=claimed.session_id)
+            )
+            last = 0
+            if run.status.is_terminal:
+                last = await patiently(self._clock, lambda: last_number_of(self._store, run))
         except NotFound as gone:
+            self._holds_claim = False
             self._trace.abandoned()
-            return RunOutcome(error=gone), True
+            gone.session_id, gone.run_id = claimed.session_id, claimed.id
+            return RunOutcome(error=gone)
+        self._holds_claim = run.status is RunStatus.RUNNING and run.attempt == claimed.attempt
         if not run.status.is_terminal:
             self._trace.abandoned()
-            return RunOutcome(), run.attempt != self.claimed.attempt
+            return RunOutcome()
         self._trace.ended(run)
-        last = await last_number_of(self._store, run)
-        try:
-            return RunOutcome(result=result_of(run, last), last_sequence_number=last), True
-        except AsmError as error:
-            return RunOutcome(error=error, last_sequence_number=last), True
+        return outcome_of(run, last)
 
-    async def _release(self) -> None:
-        """Let the claim go.
-
-        Whoever waits for the outcome or for a stop does not wait for a store that hangs: the release
-        is left to itself then.
-        """
-        self._trace.abandoned()
-        release = self._begin_release()
-        over = asyncio.get_running_loop().create_task(sleep(self._clock, RELEASE_GRACE_S))
-        try:
-            await asyncio.wait({release, over}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            over.cancel()
+    def _unwritten(self, error: Exception) -> AsmError:
+        """What is told of an attempt whose end could not be written."""
+        run = self.claimed
+        if isinstance(error, AsmError):
+            logger.error("the end of run %s could not be written: %s", run.id, error)
+        else:
+            logger.error("executing run %s failed", run.id, exc_info=error)  # a defect of ours
+        if isinstance(error, ActorStopped):
+            told: AsmError = error
+        else:
+            told = StoreError(f"the end of run {run.id} could not be written; it is an orphan now")
+            told.__cause__ = error
+        told.session_id, told.run_id = run.session_id, run.id
+        return told
 
     def _begin_release(self) -> asyncio.Task[None]:
-        release = asyncio.get_running_loop().create_task(_released(self._store, self.claimed))
+        self._holds_claim = False
+        release = asyncio.get_running_loop().create_task(_released(self._store, self.claimed, self._clock))
         _releases.add(release)
         release.add_done_callback(_releases.discard)
         return release
 
 
-async def _released(store: SessionStore, run: Run) -> None:
-    try:
-        await store.release_run(run.fence)
-    except Exception as error:
-        logger.warning("run %s could not be released: %r", run.id, error)
+async def _released(store: SessionStore, run: Run, clock: Clock) -> None:
+    """Tried until the store has done it: a claim that is kept keeps its run from everybody."""
+    delay = RETRY_DELAYS_S[0]
+    while True:
+        try:
+            await answered(store.release_run(run.fence))
+            return
+        except ActorStopped:  # which lets it go too
+            return
+        except Exception as error:
+            logger.warning("run %s could not be released, which is tried again: %s", run.id, error)
+        await sleep(clock, delay)
+        delay = min(2 * delay, MAX_RELEASE_DELAY_S)
 
 
 async def _executed(
@@ -528,18 +548,6 @@ async def _executed(
             details={"returned": type(result).__name__},
         )
     return result
-
-
-def _wrapped(kind: type[AsmError], who: str, error: BaseException) -> AsmError:
-    """What a foreign exception becomes. It may be one that cannot even say what it is."""
-    name = type(error).__name__
-    try:
-        what = f"{name}: {lossy(str(error))}"
-    except Exception:
-        what = name
-    wrapped = kind(f"{who} raised {what}", details={"exception": name})
-    wrapped.__cause__ = error
-    return wrapped
 
 
 def _input_messages(input: Any) -> list[JsonObject]:

@@ -575,10 +575,6 @@ class _Job:
         run = await store.claim_run(known.session_id, run_id=run_id)
         if run is None:
             raise await self._why_not(known)
-        if given:
-            stored: Any = run.metadata.get("options")
-            merged: JsonObject = {**stored, **given} if isinstance(stored, dict) else given
-            run = run.replace(metadata=run.metadata | {"options": merged})
         trace = observer().run(run, None, awaited=True)
         execution = self._execution = RunExecution(
             store=store,
@@ -588,11 +584,11 @@ class _Job:
             trace=trace,
             clock=manager._clock,
             cancel_grace_ms=manager._cancel_grace_ms,
-            save_run=bool(given),
+            options=given,
         )
         loop = asyncio.get_running_loop()
         watch = loop.create_task(_watch(store, manager._clock, execution))
-        task = self._task = loop.create_task(execution.run())
+        task = self._task = execution.start(loop.create_task)
         if self._cancelled:
             self._cancel()
         observer().in_flight_changed(run.session_id, 1)
@@ -605,7 +601,7 @@ class _Job:
         if outcome.error is not None:
             raise outcome.error
         if outcome.result is None:
-            raise LeaseLost(f"run {run.id} goes on elsewhere")
+            raise outcome.given_up or LeaseLost(f"run {run.id} goes on elsewhere")
         return outcome.result
 
     async def _why_not(self, known: Run) -> AsmError:

@@ -3,44 +3,78 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import TypeVar
 
 from asm_runtime import options
-from asm_runtime.clock import Clock, sleep
-from asm_runtime.errors import LeaseLost, StoreUnavailable
+from asm_runtime.callbacks import EventCallbacks
+from asm_runtime.clock import Clock, Timer, sleep
+from asm_runtime.errors import (
+    ActorStopped,
+    Conflict,
+    InvalidTransition,
+    LeaseLost,
+    NotFound,
+    StoreUnavailable,
+)
+from asm_runtime.foreign import answered
 from asm_runtime.observer import RunTrace, observer
-from asm_runtime.payload import JsonObject, canonical_object
+from asm_runtime.payload import JsonObject, canonical_object, encode
 from asm_runtime.ports import EventCallback, SessionStore
 from asm_runtime.records import TERMINAL_EVENT_TYPES, Event, EventType, Fence
 
-__all__ = ["RunRecorder"]
+__all__ = ["MOVED_ON", "RETRY_DELAYS_S", "RunRecorder", "patiently"]
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
 BUFFER_SIZE = 1024
-"""How many events may wait to be stored; then `emit` waits."""
+BUFFER_BYTES = 8 * 1024 * 1024
+"""How many events, and bytes of them, may wait to be stored; then `emit` waits.
+
+As much again may be on its way to the store.
+"""
 
 RETRY_DELAYS_S = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
-"""Pauses between tries to write while the store is unavailable; then the run fails."""
+"""Pauses between tries to write while the store is unavailable."""
+
+MAX_REFUSALS = 32
+"""A batch that is refused is written in smaller and smaller parts, until this many were refused."""
+
+MOVED_ON = (LeaseLost, Conflict, InvalidTransition, NotFound)
+"""What a fenced write raises when somebody else has ended, requeued, claimed or deleted the run."""
 
 _FACT_TYPES = TERMINAL_EVENT_TYPES | {EventType.RUN_STARTED}
+
+
+async def patiently(clock: Clock, call: Callable[[], Awaitable[T]]) -> T:
+    """Call a store again and again while it is unavailable, however long that takes."""
+    tries = 0
+    while True:
+        try:
+            return await answered(call())
+        except StoreUnavailable as unavailable:
+            if tries == len(RETRY_DELAYS_S):
+                logger.warning("a run waits for its store: %s", unavailable)
+            await sleep(clock, RETRY_DELAYS_S[min(tries, len(RETRY_DELAYS_S) - 1)])
+            tries += 1
 
 
 class RunRecorder:
     """Stores what one attempt of a run reports.
 
     `emit` puts an event in a bounded buffer, a pump appends whatever is there as one batch. So a
-    stream of tokens costs one commit a batch, and a provider is slowed only by a full buffer.
+    stream of tokens costs one commit a batch, and a provider is slowed only by a full buffer. An
+    event that was taken stays here until it is stored: what is left at the end is written with it.
 
     Attributes:
         facts: What the adapter said with `run_started` and terminal types; no events are made of it.
         token_usage: What it last said of its tokens.
-        failure: Resolved with the error if the batch could not be stored; nothing is stored after.
+        failure: Resolved with the error if a batch could not be stored; nothing more is taken then.
         last_emit: When it last reported anything, on the clock's monotonic scale.
     """
 
@@ -55,6 +89,7 @@ class RunRecorder:
         callbacks: Sequence[EventCallback],
         clock: Clock,
         buffer_size: int = BUFFER_SIZE,
+        buffer_bytes: int = BUFFER_BYTES,
     ) -> None:
         self._store = store
         self._fence = fence
@@ -63,11 +98,17 @@ class RunRecorder:
         self._trace = trace
         self._clock = clock
         self._buffer: deque[Event] = deque()
+        self._buffered_bytes = 0
         self._buffer_size = buffer_size
+        self._buffer_bytes = buffer_bytes
+        self._in_flight: list[Event] = []
         self._room: deque[asyncio.Future[None]] = deque()
         self._pump: asyncio.Task[None] | None = None
+        self._pause: asyncio.Future[None] | None = None
         self._closed = False
-        self._callbacks = _Callbacks(callbacks, buffer_size) if callbacks else None
+        self._callbacks = (
+            EventCallbacks(callbacks, store=store, fence=fence, clock=clock) if callbacks else None
+        )
         self.facts: JsonObject = {}
         self.token_usage: JsonObject = {}
         self.failure: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
@@ -90,7 +131,7 @@ class RunRecorder:
             self.last_emit = self._clock.monotonic()
             return
         event = self.event(kind, data, timestamp=timestamp, metadata=metadata, id=id)
-        while self._open() and len(self._buffer) >= self._buffer_size:
+        while self._open() and self._is_full:
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._room.append(turn)
             try:
@@ -102,6 +143,7 @@ class RunRecorder:
         if kind is EventType.TOKEN_USAGE_UPDATED:
             self.token_usage = event.data
         self._buffer.append(event)
+        self._buffered_bytes += len(encode((event.data, event.metadata)))
         self.last_emit = self._clock.monotonic()
         if self._pump is None:
             self._pump = asyncio.get_running_loop().create_task(self._append_buffered())
@@ -129,7 +171,7 @@ class RunRecorder:
         )
 
     async def append(self, events: Sequence[Event]) -> None:
-        """Store events that the runtime itself makes, under the fence.
+        """Store events under the fence.
 
         Raises:
             LeaseLost: The run is not running under this attempt any more.
@@ -140,24 +182,47 @@ class RunRecorder:
             stored = await self._append_with_retries(events)
         except BaseException as error:
             observer().write_ended(token, None, error)
+            if self._callbacks is not None:
+                self._callbacks.reread()  # they may be stored all the same
             raise
         observer().write_ended(token, stored, None)
         self.written(stored)
 
     async def close(self) -> list[Event]:
-        """Take no more events; returns those that are not stored yet, in order.
+        """Take no more events; returns those that are not known to be stored, in order.
 
         They are left to the caller, who writes them in one step with the run's end.
         """
         self._closed = True
         self._make_room(len(self._room))
-        if self._callbacks is not None:
-            self._callbacks.hold_up_nobody()
+        if self._pause is not None and not self._pause.done():
+            self._pause.set_result(None)
         if self._pump is not None:
             await asyncio.wait([self._pump])
-        left = [] if self.failure.done() else list(self._buffer)
+        left = [*self._in_flight, *self._buffer]
+        self._in_flight = []
         self._buffer.clear()
         return left
+
+    async def store_singly(self, events: Sequence[Event]) -> bool:
+        """Store what the store takes of a batch that it refused, in order; returns whether that is all."""
+        batches = [events] if events else []
+        refusals, dropped = 0, False
+        while batches and refusals < MAX_REFUSALS:
+            batch = batches.pop()
+            try:
+                await patiently(self._clock, lambda batch=batch: self.append(batch))  # type: ignore[misc]
+            except (*MOVED_ON, ActorStopped):
+                raise
+            except Exception as refused:
+                refusals += 1
+                if len(batch) > 1:
+                    middle = len(batch) // 2
+                    batches += [batch[middle:], batch[:middle]]
+                else:
+                    dropped = True
+                    logger.warning("an event of run %s is refused: %s", self._fence.run_id, refused)
+        return not (dropped or batches)
 
     def written(self, stored: Sequence[Event]) -> None:
         """Tell the trace and the callbacks of events that are in the log now."""
@@ -166,10 +231,10 @@ class RunRecorder:
         if self._callbacks is not None:
             self._callbacks.put(stored)
 
-    async def callbacks_done(self) -> None:
-        """Return when every callback has been given every event; there are no more."""
+    async def finish(self, grace_s: float) -> None:
+        """Return when the callbacks were given every event; one that hangs is given up after the grace."""
         if self._callbacks is not None:
-            await self._callbacks.done()
+            await self._callbacks.finish(grace_s)
 
     def abort(self) -> None:
         """Stop at once; what is not stored is dropped."""
@@ -181,9 +246,25 @@ class RunRecorder:
             self._callbacks.abort()
 
     @property
+    def refused(self) -> Exception | None:
+        """Why a batch was refused for good, if one was; not: why the store was out of reach.
+
+        Raises:
+            LeaseLost, Conflict …: The run has moved on.
+        """
+        failure = self.failure.result() if self.failure.done() else None
+        if isinstance(failure, MOVED_ON):
+            raise failure
+        return None if isinstance(failure, StoreUnavailable) else failure
+
+    @property
     def silent_since(self) -> float:
         """Since when the adapter has reported nothing; one that waits for room is not silent."""
         return self._clock.monotonic() if self._room else self.last_emit
+
+    @property
+    def _is_full(self) -> bool:
+        return len(self._buffer) >= self._buffer_size or self._buffered_bytes >= self._buffer_bytes
 
     def _open(self) -> bool:
         if self._closed or self.failure.done():
@@ -201,19 +282,19 @@ class RunRecorder:
     async def _append_buffered(self) -> None:
         """The pump: ends when the buffer is empty, begins anew with the next event.
 
-        Once closed it only finishes the batch under way: the rest is written with the run's end.
+        Once closed it only finishes the try under way: the rest is written with the run's end.
         """
         try:
             while self._buffer and not self._closed:
-                batch = list(self._buffer)
+                self._in_flight = list(self._buffer)
                 self._buffer.clear()
+                self._buffered_bytes = 0
                 self._make_room(self._buffer_size)
-                await self.append(batch)
-                if self._callbacks is not None:
-                    await self._callbacks.has_room()
+                await self.append(self._in_flight)
+                self._in_flight = []
         except Exception as error:
-            self._buffer.clear()
-            self.failure.set_result(error)
+            if not (self._closed and isinstance(error, StoreUnavailable)):
+                self.failure.set_result(error)
             self._make_room(len(self._room))
         finally:
             self._pump = None
@@ -221,67 +302,24 @@ class RunRecorder:
     async def _append_with_retries(self, events: Sequence[Event]) -> list[Event]:
         for delay in RETRY_DELAYS_S:
             try:
-                return await self._store.append_events(events, fence=self._fence)
+                return await answered(self._store.append_events(events, fence=self._fence))
             except StoreUnavailable:
+                if not self._closed:
+                    await self._paused(delay)
                 if self._closed:
                     raise
-                await sleep(self._clock, delay)
-        return await self._store.append_events(events, fence=self._fence)
+        return await answered(self._store.append_events(events, fence=self._fence))
+
+    async def _paused(self, seconds: float) -> None:
+        """Sleep, but not past the close."""
+        pause = self._pause = asyncio.get_running_loop().create_future()
+        timer: Timer = self._clock.call_later(seconds, _resolve, pause)
+        try:
+            await pause
+        finally:
+            timer.cancel()
 
 
-class _Callbacks:
-    """Calls the event callbacks one event after the other, in a task of their own.
-
-    One that is slow slows its run once the buffer is full; one that raises is logged.
-    """
-
-    def __init__(self, callbacks: Sequence[EventCallback], limit: int) -> None:
-        self._callbacks = callbacks
-        self._limit = limit
-        self._queue: asyncio.Queue[Event | None] = asyncio.Queue()
-        self._room: asyncio.Future[None] | None = None
-        self._holds_up = True
-        self._task = asyncio.get_running_loop().create_task(self._run())
-
-    def put(self, events: Sequence[Event]) -> None:
-        for event in events:
-            self._queue.put_nowait(event)
-
-    async def has_room(self) -> None:
-        """Return when fewer than `limit` events wait for their callbacks, or the run is to end."""
-        while self._holds_up and self._queue.qsize() >= self._limit:
-            self._room = asyncio.get_running_loop().create_future()
-            await self._room
-
-    def hold_up_nobody(self) -> None:
-        """The run ends: a callback that hangs must not keep it from that."""
-        self._holds_up = False
-        self._tell_room()
-
-    async def done(self) -> None:
-        self._queue.put_nowait(None)
-        await asyncio.wait([self._task])
-
-    def abort(self) -> None:
-        self._task.cancel()
-
-    async def _run(self) -> None:
-        while (event := await self._queue.get()) is not None:
-            for callback in self._callbacks:
-                try:
-                    answer: Any = callback(event)
-                    if inspect.isawaitable(answer):
-                        await answer
-                except Exception:
-                    logger.exception("an event_callback raised on %s %s", event.type, event.id)
-                except asyncio.CancelledError:
-                    if self._task.cancelling():
-                        raise
-                    # It awaited something that was cancelled; that is its own affair.
-                    logger.warning("an event_callback was cancelled on %s %s", event.type, event.id)
-            if self._queue.qsize() < self._limit:
-                self._tell_room()
-
-    def _tell_room(self) -> None:
-        if self._room is not None and not self._room.done():
-            self._room.set_result(None)
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

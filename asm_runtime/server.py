@@ -10,7 +10,7 @@ from typing import Any, Literal, TypedDict, TypeVar, Unpack
 from asm_runtime import options
 from asm_runtime.actor import Actor
 from asm_runtime.clock import SYSTEM_CLOCK, Clock, Timer, sleep
-from asm_runtime.endings import last_number_of, result_of
+from asm_runtime.endings import RunOutcome, last_number_of, outcome_of
 from asm_runtime.errors import (
     ActorStopped,
     AsmError,
@@ -22,7 +22,7 @@ from asm_runtime.errors import (
     StoreError,
     ValidationError,
 )
-from asm_runtime.execution import RunExecution, RunOutcome
+from asm_runtime.execution import RunExecution
 from asm_runtime.ids import new_id
 from asm_runtime.manager import DEFAULT_CANCEL_GRACE_MS, SessionManager
 from asm_runtime.observer import RunTrace, observer
@@ -698,7 +698,7 @@ class SessionServer(Actor):
             return None
         last = await last_number_of(self._store, run)
         await self._readers_here().handed_out(last)
-        return _outcome(run, last)
+        return outcome_of(run, last)
 
     async def _drained(self, timeout_ms: int | None, queued: str) -> None:
         self._draining = True
@@ -757,14 +757,6 @@ class SessionServer(Actor):
 
     def _phase_ended(self) -> bool:
         return not self._attached
-
-
-def _outcome(run: Run, last_sequence_number: int) -> RunOutcome:
-    try:
-        result = result_of(run, last_sequence_number)
-    except AsmError as error:
-        return RunOutcome(error=error, last_sequence_number=last_sequence_number)
-    return RunOutcome(result=result, last_sequence_number=last_sequence_number)
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 
@@ -18,6 +19,8 @@ class FaultyStore:
         hanging: Names of methods whose calls wait until `heal()`.
         late: Names of methods that do their work at once and whose answers wait until `heal()`.
         shielding: Names of methods that, once called, see their work through before a cancellation leaves.
+        refusing: Method name → a function of the call's arguments that gives the exception to raise,
+            or None.
     """
 
     def __init__(self, store: Any) -> None:
@@ -28,11 +31,17 @@ class FaultyStore:
         self.hanging: set[str] = set()
         self.late: set[str] = set()
         self.shielding: set[str] = set()
+        self.refusing: dict[str, Callable[..., BaseException | None]] = {}
         self._healed = asyncio.Event()
 
     def heal(self) -> None:
         """Pass everything on again, also what hangs."""
         self.failing.clear()
+        self.refusing.clear()
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Have what hangs go on, or fail."""
         self.hanging.clear()
         self.late.clear()
         self._healed.set()
@@ -48,6 +57,8 @@ class FaultyStore:
                 await self._healed.wait()
             if name in self.failing:
                 raise self.failing[name]
+            if name in self.refusing and (refusal := self.refusing[name](*args, **options)) is not None:
+                raise refusal
             answer = await method(*args, **options)
             if name in self.late:
                 self.held[name] += 1

@@ -341,16 +341,22 @@ async def test_a_stop_is_bounded_while_every_call_hangs(store: SessionStore) -> 
     faulty.heal()
 
 
-async def test_a_release_that_raises_leaves_nobody_waiting(store: SessionStore) -> None:
-    faulty, gate = FaultyStore(store), Gate()
-    async with await open_server(faulty, ScriptedAdapter([gate]), cancel_grace_ms=100) as server:
+async def test_a_release_that_fails_is_tried_again(store: SessionStore) -> None:
+    """Until then the run is `running` under a node that lives: nobody would ever settle it."""
+    faulty, clock, gate = FaultyStore(store), JumpingClock(), Gate()
+    async with await open_server(faulty, ScriptedAdapter([gate]), clock=clock) as server:
         run_id = await server.submit_run({})
         await gate.reached()
         faulty.failing |= {"flush": OSError("no disk"), "release_run": OSError("no disk")}
         gate.open()
-        with pytest.raises(OSError, match="no disk"):
-            await server.await_run(run_id)
+        waiting = asyncio.create_task(server.await_run(run_id))
+        await until(lambda: faulty.calls["release_run"])
+        await clock.until_timers(1)
         faulty.heal()
+        await clock.advance_ms(1_000)
+        with pytest.raises(RunFailed) as settled:
+            await waiting
+        assert settled.value.code == "orphaned"
         assert server.is_running
 
 

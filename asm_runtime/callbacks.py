@@ -1,0 +1,154 @@
+"""A run's event callbacks: user code that is given every stored event, at its own pace."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from asm_runtime.clock import Clock, all_done, sleep
+from asm_runtime.errors import ActorStopped, AsmError
+from asm_runtime.foreign import answered
+from asm_runtime.ports import EventCallback, SessionStore
+from asm_runtime.records import Event, Fence
+
+__all__ = ["EventCallbacks"]
+
+logger = logging.getLogger(__name__)
+
+BUFFER_SIZE = 256
+"""How many events may wait for a callback in memory; past it they are read from the store again."""
+
+RETRY_DELAY_S = 1.0
+
+EVENTS_A_TURN = 50
+"""After this many plain callbacks the loop gets its turn."""
+
+
+class EventCallbacks:
+    """Calls the callbacks with one event after the other, in a task of their own.
+
+    Nobody waits for them: one that is slow, or hangs, holds up neither the run nor its provider, and
+    costs no memory beyond `buffer_size`. One that raises is logged.
+
+    Args:
+        callbacks: Whom to call with each event.
+        store: Where the events are.
+        fence: The run's.
+        clock: The source of time.
+        buffer_size: How many events may wait in memory.
+    """
+
+    def __init__(
+        self,
+        callbacks: Sequence[EventCallback],
+        *,
+        store: SessionStore,
+        fence: Fence,
+        clock: Clock,
+        buffer_size: int = BUFFER_SIZE,
+    ) -> None:
+        self._callbacks = callbacks
+        self._store = store
+        self._fence = fence
+        self._clock = clock
+        self._buffer_size = buffer_size
+        self._buffer: deque[Event] = deque()
+        self._cursor = 0  # the last number that was given to them
+        self._head = 0  # the greatest that is known to be stored
+        self._lagging = False
+        self._ended = False
+        self._given = 0
+        self._wake: asyncio.Future[None] | None = None
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    def put(self, events: Sequence[Event]) -> None:
+        """These are stored now. An event that was stored before is passed over."""
+        for event in events:
+            number = event.sequence_number or 0
+            if number > self._head:
+                self._head = number
+                if not self._lagging:
+                    self._buffer.append(event)
+        if len(self._buffer) > self._buffer_size:
+            self.reread()
+        self._tell()
+
+    def reread(self) -> None:
+        """Go on from the store: there may be events in it that were not put."""
+        self._lagging = True
+        self._buffer.clear()
+        self._tell()
+
+    async def finish(self, grace_s: float) -> None:
+        """Return when they were given every event, or when one call takes longer than the grace."""
+        self._ended = True
+        self._tell()
+        while not self._task.done():
+            given = self._given
+            if not await all_done(self._clock, grace_s, self._task) and self._given == given:
+                logger.warning(
+                    "an event_callback of run %s is given up: it has not returned within %s s",
+                    self._fence.run_id, grace_s,
+                )  # fmt: skip
+                self._task.cancel()
+                return
+
+    def abort(self) -> None:
+        """Call nobody any more."""
+        self._task.cancel()
+
+    def _tell(self) -> None:
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+    async def _run(self) -> None:
+        while True:
+            if self._lagging:
+                await self._catch_up()
+            elif self._buffer:
+                await self._give(self._buffer.popleft())
+            elif self._ended:
+                return
+            else:
+                self._wake = asyncio.get_running_loop().create_future()
+                await self._wake
+
+    async def _catch_up(self) -> None:
+        """Give them a page of the store's; at its end they are fed again, if nothing came meanwhile."""
+        session_id, run_id = self._fence.session_id, self._fence.run_id
+        try:
+            page = await answered(
+                self._store.get_events(session_id, run_id=run_id, after=self._cursor, limit=self._buffer_size)
+            )
+        except ActorStopped:
+            page = []
+        except AsmError as error:
+            logger.warning("the event_callback of run %s waits for the store: %s", run_id, error)
+            await sleep(self._clock, RETRY_DELAY_S)
+            return
+        for event in page:
+            await self._give(event)
+        self._head = max(self._head, self._cursor)
+        self._lagging = bool(page) and (len(page) >= self._buffer_size or self._cursor < self._head)
+
+    async def _give(self, event: Event) -> None:
+        self._cursor = event.sequence_number or self._cursor
+        for callback in self._callbacks:
+            try:
+                answer: Any = callback(event)
+                if inspect.isawaitable(answer):
+                    await answer
+            except Exception:
+                logger.exception("an event_callback raised on %s %s", event.type, event.id)
+            except asyncio.CancelledError:
+                if self._task.cancelling():
+                    raise
+                # It awaited something that was cancelled; that is its own affair.
+                logger.warning("an event_callback was cancelled on %s %s", event.type, event.id)
+        self._given += 1
+        if self._given % EVENTS_A_TURN == 0:
+            await asyncio.sleep(0)

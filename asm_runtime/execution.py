@@ -225,7 +225,9 @@ class RunExecution:
         run = self.claimed
         if self._laid_over:
             stored: Any = run.metadata.get("options")
-            merged: JsonObject = {**stored, **self._laid_over} if isinstance(stored, dict) else self._laid_over
+            merged: JsonObject = (
+                {**stored, **self._laid_over} if isinstance(stored, dict) else self._laid_over
+            )
             run = run.replace(metadata=run.metadata | {"options": merged})
         options = self._options = RunOptions.of(run)
         deadline = None

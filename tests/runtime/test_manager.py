@@ -603,6 +603,9 @@ async def test_a_store_that_ignores_the_wait_is_not_polled_without_pause() -> No
         async def get_latest_sequence(self, _: str) -> int:
             return 0
 
+        async def get_session(self, session_id: str) -> Session:
+            raise SessionNotFound(session_id)
+
     clock = JumpingClock()
     manager = SessionManager(Impatient(), ScriptedAdapter(), clock=clock)  # type: ignore[arg-type]
     stream = manager.stream_session_events("s", wait_timeout_ms=10_000, poll_interval_ms=250)

@@ -43,18 +43,20 @@ def text_of(at: datetime) -> str:
 
 def event_row(event: Event) -> EventRow:
     """An event in canonical form, with its row as far as it is known: see `statements.insert_events`."""
-    data, metadata = event.data, event.metadata
+    data = encode(event.data) if event.data else b"{}"
+    metadata = encode(event.metadata) if event.metadata else b"{}"
     return event, (
         event.session_id,
         event.id,
         str.__str__(event.type),
         event.run_id,
         text_of(event.timestamp),
-        encode(data).decode() if data else "{}",
-        encode(metadata).decode() if metadata else "{}",
         event.schema_version,
         event.provider,
         event.correlation_id,
+        len(metadata) + len(data),
+        metadata.decode(),
+        data.decode(),
     )
 
 

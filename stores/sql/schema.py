@@ -117,8 +117,6 @@ events = Table(
     Column("type", KEY, nullable=False),
     Column("run_id", KEY),
     Column("timestamp", TIME, nullable=False),
-    Column("data", JSON_TEXT, nullable=False),
-    Column("metadata", JSON_TEXT, nullable=False),
     Column("schema_version", NUMBER, nullable=False),
     Column("provider", KEY),
     Column("correlation_id", KEY),
@@ -126,6 +124,11 @@ events = Table(
     # So coalesce(later_timestamp, timestamp) never falls along a log, and where the events after some
     # time begin is found by bisection: an index by time costs a page a commit, and would have to sort.
     Column("later_timestamp", TIME),
+    # How many bytes `metadata` and `data` have: how much of the log makes a page. They come last: what
+    # stands behind a large text is found only by reading all of it.
+    Column("byte_size", NUMBER, nullable=False),
+    Column("metadata", JSON_TEXT, nullable=False),
+    Column("data", JSON_TEXT, nullable=False),
     # The log in order: one page is one range.
     PrimaryKeyConstraint("session_id", "sequence_number"),
     # An event that is appended again.
@@ -154,6 +157,11 @@ session_sequences = Table(
     Column("last_sequence", NUMBER, nullable=False),
     # The latest time of an event ever stored in it; empty: there was none.
     Column("latest_timestamp", TIME, nullable=False),
+    # The size of the largest event ever stored in it: where all are small, no page adds sizes up.
+    Column("largest_event", NUMBER, nullable=False),
+    # By chance: a session that is deleted and made anew has another, so that nobody who reads in pages
+    # takes the one for the rest of the other.
+    Column("incarnation", NUMBER, nullable=False),
     # The number of the last change (see asm_changes) to one of its runs or to its own status.
     Column("run_revision", NUMBER, nullable=False),
     # How many of its runs are pending or running.

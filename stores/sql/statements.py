@@ -16,8 +16,8 @@ from functools import cache, lru_cache
 # -- columns, in the order of `rows`
 
 _EVENT_COLUMNS = (
-    "session_id, id, type, run_id, timestamp, data, metadata, schema_version, provider, "
-    "correlation_id, sequence_number, later_timestamp"
+    "session_id, id, type, run_id, timestamp, schema_version, provider, correlation_id, byte_size, "
+    "metadata, data, sequence_number, later_timestamp"
 )
 _SESSION_COLUMNS = (
     "id, agent_id, status, parent_session_id, metadata, context, tags, created_at, updated_at, deleted_at"
@@ -50,24 +50,26 @@ def insert_events(count: int) -> str:
 
 INSERT_SIZES = (64, 16, 4, 1)
 """How many events one statement inserts: few enough shapes for the statement cache, few steps for any
-number of events. 64 rows have 768 parameters, below the 999 of old builds."""
+number of events. 64 rows have 832 parameters, below the 999 of old builds."""
 
-EVENT_COLUMNS = 12
+EVENT_COLUMNS = 13
 
-# The latest number and the latest time of a log.
-HEAD = "SELECT last_sequence, latest_timestamp FROM asm_session_sequences WHERE session_id = ?"
+# The latest number, the latest time and the largest event of a log.
+HEAD = "SELECT last_sequence, latest_timestamp, largest_event FROM asm_session_sequences WHERE session_id = ?"
 
 # The same of each of these sessions, as one JSON object.
 HEADS = """
-SELECT json_group_object(c.session_id, json_array(c.last_sequence, c.latest_timestamp))
+SELECT json_group_object(c.session_id, json_array(c.last_sequence, c.latest_timestamp, c.largest_event))
 FROM json_each(?) s CROSS JOIN asm_session_sequences c ON c.session_id = s.value
 """
 
-# The same by the events too: a counter that somebody lost or reset does not stop the log.
+# The same by the events too: a counter that somebody lost or reset does not stop the log. How large the
+# largest was is not looked up: any may have been.
 REPAIRED_HEADS = """
 SELECT json_group_object(s.value, json_array(
     max(coalesce(c.last_sequence, 0), coalesce(e.sequence_number, 0)),
-    max(coalesce(c.latest_timestamp, ''), coalesce(e.later_timestamp, e.timestamp, ''))))
+    max(coalesce(c.latest_timestamp, ''), coalesce(e.later_timestamp, e.timestamp, '')),
+    coalesce(c.largest_event, CASE WHEN e.sequence_number IS NULL THEN 0 ELSE 1 << 40 END)))
 FROM json_each(?) s
     LEFT JOIN asm_session_sequences c ON c.session_id = s.value
     LEFT JOIN asm_events e ON e.session_id = s.value
@@ -90,25 +92,30 @@ SELECT '[' || coalesce(group_concat({_EVENT_JSON}), '') || ']' FROM (
 
 LATEST_SEQUENCE = "SELECT last_sequence FROM asm_session_sequences WHERE session_id = ?"
 
-_COUNTER_COLUMNS = "session_id, last_sequence, latest_timestamp, run_revision, open_runs"
+_COUNTER_COLUMNS = (
+    "session_id, last_sequence, latest_timestamp, largest_event, incarnation, run_revision, open_runs"
+)
 _RAISE = """
 ON CONFLICT (session_id) DO UPDATE SET
     last_sequence = max(last_sequence, excluded.last_sequence),
     latest_timestamp = max(latest_timestamp, excluded.latest_timestamp),
+    largest_event = max(largest_event, excluded.largest_event),
     run_revision = max(run_revision, excluded.run_revision),
     open_runs = max(open_runs + excluded.open_runs, 0)
 """
 
-# Raise a session's counters: 0 and the empty time leave what is stored, and open runs are added.
+# Raise a session's counters: 0 and the empty time leave what is stored, so does the incarnation, and
+# open runs are added.
 RAISE_COUNTER = f"""
-INSERT INTO asm_session_sequences ({_COUNTER_COLUMNS}) VALUES (?, ?, ?, ?, ?)
+INSERT INTO asm_session_sequences ({_COUNTER_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)
 {_RAISE}"""
 
 # The same for a list of such values.
 RAISE_COUNTERS = f"""
 INSERT INTO asm_session_sequences ({_COUNTER_COLUMNS})
 SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
-    json_extract(value, '$[3]'), json_extract(value, '$[4]')
+    json_extract(value, '$[3]'), json_extract(value, '$[4]'), json_extract(value, '$[5]'),
+    json_extract(value, '$[6]')
 FROM json_each(?) WHERE true
 {_RAISE}"""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from random import getrandbits
 from typing import Any, Protocol, TypeAlias
 
 import msgspec
@@ -70,8 +71,10 @@ class Deleted(msgspec.Struct, frozen=True, gc=False):
 
 Effect: TypeAlias = "Appended | RunsChanged | Deleted"
 
-_EMPTY = (0, "")
-"""The latest number and time of a log without events."""
+Head: TypeAlias = tuple[int, str, int]
+"""The latest number and time of a log, and the size of its largest event."""
+
+_EMPTY: Head = (0, "", 0)
 
 
 class Transaction:
@@ -94,8 +97,7 @@ class Transaction:
         self.wrote = False
         """Whether there is anything to commit."""
         self._careful = careful
-        self._heads: dict[str, tuple[int, str]] = {}
-        """The latest number and the latest time of the logs."""
+        self._heads: dict[str, Head] = {}
         self._raised: set[str] = set()
         self._revised: dict[str, int] = {}
         """Sessions whose runs have changed, and how many more are open."""
@@ -160,11 +162,11 @@ class Transaction:
                     if known is not event:
                         result.append(own_copy(known))  # whoever appended it first has the other
                         continue
-                session_id, at = row[0], row[4]
-                number, latest = heads.get(session_id, _EMPTY)
+                session_id, at, size = row[0], row[4], row[8]
+                number, latest, largest = heads.get(session_id, _EMPTY)
                 number += 1
                 later = latest if latest > at else None
-                heads[session_id] = number, later or at
+                heads[session_id] = number, later or at, size if size > largest else largest
                 force_setattr(event, "sequence_number", number)
                 parameters += row
                 parameters += number, later
@@ -207,6 +209,7 @@ class Transaction:
                 (
                     session_id,
                     *self._heads.get(session_id, _EMPTY),
+                    getrandbits(62),
                     revision if session_id in revised else 0,
                     revised.get(session_id, 0),
                 )

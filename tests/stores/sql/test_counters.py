@@ -86,6 +86,53 @@ async def test_the_latest_time_is_found_again_in_the_log(store: SQLSessionStore,
     assert found == [(None,), (None,), (hour,), (hour,)]
 
 
+async def test_each_event_and_the_largest_of_a_log_are_measured(store: SQLSessionStore) -> None:
+    random = Random(1)
+    for _ in range(20):
+        batch = [
+            Event.new(
+                type="custom",
+                session_id=random.choice(SESSIONS),
+                data={"text": random.choice("xé\n🙂") * random.randrange(50)},
+                metadata=random.choice(({}, {"a": [1, 2.5, None]})),
+            )
+            for _ in range(random.randrange(4))
+        ]
+        await asyncio.gather(store.append_events(batch[:1]), store.append_events(batch[1:]))
+        if random.random() < 0.1:
+            await store.delete_session("t")
+        size = "length(CAST(metadata AS BLOB)) + length(CAST(data AS BLOB))"
+        assert await rows(store, f"SELECT * FROM asm_events WHERE byte_size != {size}") == []
+        largest = await rows(
+            store,
+            "SELECT c.largest_event, max(e.byte_size) FROM asm_session_sequences c "
+            "JOIN asm_events e ON e.session_id = c.session_id GROUP BY c.session_id",
+        )
+        assert [kept for kept, _ in largest] == [found for _, found in largest]
+
+
+async def test_of_a_log_whose_counter_was_lost_any_event_may_be_large(store: SQLSessionStore) -> None:
+    await store.append_events([Event.new(type="custom", session_id="s", data={"text": "x" * 1000})])
+    await store._database.write(lambda cursor: cursor.execute("DELETE FROM asm_session_sequences"))
+    await store.append_events([Event.new(type="custom", session_id="s")])
+    ((largest,),) = await rows(store, "SELECT largest_event FROM asm_session_sequences")
+    assert largest > 10**9
+
+
+async def test_a_session_made_anew_is_another_incarnation(store: SQLSessionStore) -> None:
+    async def incarnation() -> Any:
+        return await rows(store, "SELECT incarnation FROM asm_session_sequences WHERE session_id = 's'")
+
+    await store.append_events([Event.new(type="custom", session_id="s")])
+    first = await incarnation()
+    await store.append_events([Event.new(type="custom", session_id=id) for id in SESSIONS])
+    await store.enqueue_run(Run.new(session_id="s"))
+    assert await incarnation() == first
+    await store.delete_session("s")
+    await store.enqueue_run(Run.new(session_id="s"))
+    assert await incarnation() not in ([], first)
+
+
 @pytest.mark.parametrize("seed", range(5))
 async def test_open_runs_are_counted_as_they_come_and_go(store: SQLSessionStore, seed: int) -> None:
     random = Random(seed)

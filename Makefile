@@ -5,6 +5,7 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 
 VENV := .venv
+PEERS := .venv-peers
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
@@ -42,7 +43,7 @@ package: $(VENV)/.installed-dev ## Build the wheel and use it from outside the c
 docs: $(VENV)/.installed-docs ## Build the pages, the reference included, into build/docs; a warning is an error
 	$(BIN)/mkdocs build --strict --quiet
 
-bench: $(VENV)/.installed-bench ## Run all benchmarks; writes benchmarks/results/
+bench: $(VENV)/.installed-bench $(PEERS)/.installed ## Run all benchmarks; writes benchmarks/results/
 	$(BIN)/python -m benchmarks
 
 bench-quick: $(VENV)/.installed-bench ## Run them briefly: that they work, not what they measure
@@ -53,7 +54,7 @@ format: $(VENV)/.installed-dev ## Put the code in its format
 	$(BIN)/ruff format
 
 clean: ## Remove what the other targets made
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed: pyproject.toml
@@ -70,6 +71,14 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 $(VENV)/.installed-bench: $(VENV)/.installed
 	$(PIP) install --group bench
 	@touch $@
+
+# Without them the benchmarks still run, and say what they leave out.
+$(PEERS)/.installed: benchmarks/peers/requirements.txt
+	@test -n "$(PYTHON)" || { echo "no Python >= 3.11 found: name one with PYTHON=..." >&2; exit 1; }
+	@rm -rf $(PEERS)
+	@$(PYTHON) -m venv $(PEERS) \
+		&& $(PEERS)/bin/python -m pip --disable-pip-version-check --quiet install -r $< && touch $@ \
+		|| { rm -rf $(PEERS); echo "the peers cannot be installed: measuring without them" >&2; }
 
 $(VENV)/.installed-docs: $(VENV)/.installed
 	$(PIP) install --group docs

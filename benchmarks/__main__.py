@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 import benchmarks
-from benchmarks.harness import Harness, Report, environment
+from benchmarks.harness import Harness, Report
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -40,7 +40,7 @@ async def measured(names: Sequence[str], *, quick: bool, repetitions: int) -> Re
     return Report(
         began=began,
         quick=quick,
-        environment=environment(),
+        environment=harness.environment,
         figures=harness.figures,
         ratios=harness.ratios,
     )

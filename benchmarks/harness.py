@@ -85,7 +85,12 @@ class Harness:
         self.question = ""
         self.figures: list[Figure] = []
         self.ratios: list[Ratio] = []
+        self.environment = environment()
         self._say = say
+
+    def note(self, line: str) -> None:
+        """Say something besides."""
+        self._say(line)
 
     def size(self, full: int, quick: int) -> int:
         """How much to do."""
@@ -115,6 +120,14 @@ class Harness:
             f"  {case:<34} {variant:<26} {figure.median:>14,.1f} {unit:<10} "
             f"[{low:,.1f} … {high:,.1f}] n={len(figure.values)}"
         )
+
+    def best(self, case: str, *variants: str) -> str:
+        """Note the best of some variants in each repetition as a variant of its own; returns its name."""
+        name = f"best of {', '.join(variants)}"
+        measured = [self._figure(case, variant) for variant in variants]
+        values = [max(each) for each in zip(*(figure.values for figure in measured), strict=True)]
+        self.add(case, name, values, unit=measured[0].unit)
+        return name
 
     def ratio(
         self,

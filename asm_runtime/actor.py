@@ -296,7 +296,8 @@ class Actor:
         if (
             self._phase != _RUNNING
             or len(self._mail) >= self._mailbox_limit
-            or (self._busy is not None and (self._rest is not None or self._in_own_handler()))
+            or (self._rest is not None and self._is_crowded())
+            or (self._busy is not None and self._in_own_handler())
         ):
             return self._call_in_turn(handler, args)
         reply = self._loop.create_future()
@@ -541,6 +542,12 @@ class Actor:
     def _waiting(self) -> int:
         return len(self._mail) if self._rest is None else len(self._mail) + length_hint(self._rest)
 
+    def _is_crowded(self) -> bool:
+        """Whether a letter must wait outside: there is no room, or others wait for it already."""
+        return self._waiting() >= self._mailbox_limit or (
+            self._extras is not None and bool(self._extras.room)
+        )
+
     def _in_own_handler(self) -> bool:
         return self._busy is not None and self._busy is asyncio.current_task(self._loop)
 
@@ -558,7 +565,7 @@ class Actor:
 
     def _put_in_turn(self, sender: asyncio.Future[Any], letter: Letter) -> None:
         """Put a letter, or have it wait for room; `sender` is what its sender awaits."""
-        if self._waiting() < self._mailbox_limit:
+        if not self._is_crowded():
             self._put(letter)
             if _reply_of(letter) is None:
                 sender.set_result(None)
@@ -576,7 +583,11 @@ class Actor:
             room.pop(sender, None)
 
     def _admit(self, room: OrderedDict[asyncio.Future[Any], Letter]) -> None:
-        """Let in those who wait outside, in their order; nobody overtakes them, as room is made only here."""
+        """Let in those who wait outside, in their order.
+
+        Only what cannot wait goes before them: a timer's letter, and what a plain handler of this very
+        actor sends with `cast_nowait`.
+        """
         free = self._mailbox_limit - self._waiting()
         while free > 0 and room:
             sender, letter = room.popitem(last=False)
@@ -599,8 +610,11 @@ class Actor:
     # -- out of the mailbox
 
     def _drain(self) -> None:
-        """Handle everything that has arrived; what arrives meanwhile is for the next turn."""
-        self._scheduled = False
+        """Handle everything that has arrived; what arrives meanwhile is for the next turn.
+
+        It counts as scheduled until it has ended: a handler that mails its own actor must not have a
+        second drain begin, beside the coroutine that this one may suspend for.
+        """
         letters = self._rest
         if letters is None:
             mail, self._mail = self._mail, []
@@ -619,26 +633,30 @@ class Actor:
                         reply.set_result(result)
                         continue
             except Exception as error:
-                if reply is None:
-                    self._fail(error)
-                elif not reply.done():  # a handler may have cancelled its own caller
-                    _raise_at(reply, error)
+                self._handler_raised((handler, args, reply), error)
+                continue
+            except asyncio.CancelledError:
+                self._handler_cancelled((handler, args, reply))
                 continue
             except BaseException as error:
-                if reply is not None and isinstance(error, asyncio.CancelledError):
-                    reply.cancel()  # it awaited, in effect, something that was cancelled
-                    continue
                 self._refuse([(handler, args, reply)])
                 self.crash(error)
                 raise
+            if not length_hint(letters):
+                self._rest = None
             self._suspend(cast(Coroutine[Any, Any, Any], result), [(handler, args, reply)])
             return
         self._rest = None
+        self._scheduled = False
         self._schedule()
         self._after_drain()
 
     def _suspend(self, work: Coroutine[Any, Any, Any], letters: list[Letter]) -> None:
         """Let a task handle what a plain call cannot; the mail behind it waits."""
+        if self._phase == _STOPPED:  # the handler that made it has crashed the actor
+            work.close()
+            self._refuse(letters)
+            return
         # The answer is given by the callback, not inside the task: a task that is cancelled before
         # its first step runs nothing at all.
         self._extra().in_hand = letters
@@ -659,23 +677,31 @@ class Actor:
     def _conclude(self, letters: list[Letter], task: asyncio.Task[Any]) -> None:
         """Hand on what the busy task made of its letters: in a plain actor, of the one."""
         (letter,) = letters
-        reply = _reply_of(letter)
         if task.cancelled():
-            if reply is not None:
-                reply.cancel()
-            elif self._phase < _STOPPED:
-                self.crash(asyncio.CancelledError("a handler was cancelled"))
-            return
-        error = task.exception()
-        if error is None:
-            if letter[2] is not None:
-                answer(letter[2], task.result())
-        elif reply is None or (reply.done() and not reply.cancelled()):
-            self._fail(error)
-        elif reply.cancelled():
-            logger.error("a handler of %r failed after its caller had gone", self, exc_info=error)
-        else:
+            self._handler_cancelled(letter)
+        elif (error := task.exception()) is not None:
+            self._handler_raised(letter, error)
+        elif letter[2] is not None:
+            answer(letter[2], task.result())
+
+    def _handler_raised(self, letter: Letter, error: BaseException) -> None:
+        """Tell its caller; without one it is a crash."""
+        reply = _reply_of(letter)
+        if reply is not None and not reply.done():
             _raise_at(reply, error)
+        elif reply is not None and (reply.cancelled() or reply is letter[2]):
+            if not isinstance(error, asyncio.InvalidStateError):  # else it was only too late to answer
+                logger.error("a handler of %r failed after its caller had gone", self, exc_info=error)
+        else:
+            self._fail(error)
+
+    def _handler_cancelled(self, letter: Letter) -> None:
+        """It was cancelled, or met something that was: so is its call."""
+        reply = _reply_of(letter)
+        if reply is not None:
+            reply.cancel()
+        elif self._phase < _STOPPED:
+            self.crash(asyncio.CancelledError("a handler was cancelled"))
 
     def _after_drain(self) -> None:
         extras = self._extras
@@ -788,14 +814,7 @@ def answer(reply: asyncio.Future[T], value: T) -> bool:
 
 def _run_deferred(handler: Callable[..., Any], reply: asyncio.Future[Any], args: tuple[Any, ...]) -> Any:
     """The handler of a deferred call's letter; a coroutine that it returns is run by the drain."""
-    if reply.done():
-        return None
-    try:
-        return handler(reply, *args)
-    except Exception as error:
-        if reply.done():
-            raise
-        _raise_at(reply, error)
+    return None if reply.done() else handler(reply, *args)
 
 
 def _reply_of(letter: Letter) -> asyncio.Future[Any] | None:

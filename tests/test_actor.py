@@ -3,18 +3,17 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
-import logging
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from asm_runtime.actor import Actor, GroupActor, Letter, answer
 from asm_runtime.errors import ActorStopped, MailboxFull, ValidationError
 from asm_runtime.testing.clock import JumpingClock
+
+pytestmark = pytest.mark.every_loop
 
 
 async def turns(count: int = 10) -> None:
@@ -503,12 +502,37 @@ async def test_a_handler_that_meets_something_cancelled_cancels_its_call(actor: 
     async def await_cancelled() -> None:
         read_cancelled()
 
-    for handler in (read_cancelled, await_cancelled):
-        caller: asyncio.Future[Any] = actor.call(handler)
+    def defer(reply: asyncio.Future[None]) -> None:
+        read_cancelled()
+
+    callers: list[asyncio.Future[Any]] = [
+        actor.call(read_cancelled),
+        actor.call(await_cancelled),
+        actor.call_deferred(defer),
+    ]
+    for caller in callers:
         with pytest.raises(asyncio.CancelledError):
             await caller
         assert caller.cancelled()
     assert await actor.call(actor.note, "goes on") == "goes on"
+
+
+async def test_a_failure_of_a_handler_that_sent_its_caller_away_is_logged_and_no_crash(
+    actor: Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    def turn_away(reply: asyncio.Future[None]) -> None:
+        reply.cancel()
+        raise ValueError("unheard")
+
+    def turn_caller_away() -> None:
+        turn_away(caller)
+
+    caller = actor.call(turn_caller_away)
+    deferred = actor.call_deferred(turn_away)
+    assert await actor.call(actor.note, 1) == 1
+    assert caller.cancelled()
+    assert deferred.cancelled()
+    assert caplog.text.count("ValueError: unheard") == 2
 
 
 async def test_a_failure_after_the_caller_has_gone_is_logged(
@@ -572,6 +596,52 @@ async def test_coroutine_handlers_run_one_at_a_time(actor: Recorder) -> None:
 
     await asyncio.gather(*(actor.call(enter) for _ in range(5)))
     assert most == 1
+
+
+@pytest.mark.parametrize("way", ["call", "cast_nowait", "call_deferred", "send_after"])
+async def test_a_plain_handler_that_mails_its_own_actor_sets_no_second_one_going(
+    actor: Recorder, way: str
+) -> None:
+    inside = 0
+    answers: list[asyncio.Future[Any]] = []
+
+    def mail_itself() -> None:
+        if way == "call":
+            answers.append(actor.call(actor.note, "own"))
+        elif way == "call_deferred":
+            answers.append(actor.call_deferred(answer, "own"))
+        elif way == "send_after":
+            actor.send_after(0, actor.note, "own")
+        else:
+            actor.cast_nowait(actor.note, "own")
+
+    async def enter(value: int) -> int:
+        nonlocal inside
+        assert not inside
+        inside += 1
+        await turns(3)
+        inside -= 1
+        return value
+
+    mailing = actor.call(mail_itself)
+    assert await asyncio.gather(*(actor.call(enter, value) for value in range(3))) == [0, 1, 2]
+    await mailing
+    await asyncio.gather(*answers)
+    await actor.stop()
+
+
+async def test_a_coroutine_that_a_handler_returns_after_crashing_its_actor_is_not_begun(
+    actor: Recorder,
+) -> None:
+    def crash_and_go_on() -> Coroutine[Any, Any, None]:
+        actor.crash(ValueError("the end"))
+        return actor.note_later("after the end")
+
+    caller = actor.call(crash_and_go_on)
+    with pytest.raises(ActorStopped):
+        await caller
+    await actor.stop()
+    assert not actor.busy.is_set()
 
 
 async def test_mail_of_one_batch_keeps_its_order_around_coroutine_handlers(actor: Recorder) -> None:
@@ -1036,6 +1106,20 @@ async def test_senders_are_admitted_in_their_order_and_newcomers_do_not_overtake
     assert actor.notes[:20] == list(range(20))
 
 
+async def test_a_handler_that_calls_its_own_actor_does_not_overtake_those_who_wait_for_room() -> None:
+    actor = await Recorder(mailbox_limit=2).start()
+
+    def call_itself() -> None:
+        own.append(actor.call(actor.note, "own"))
+        actor.cast_nowait(actor.note, "cannot wait")
+
+    own: list[asyncio.Future[Any]] = []
+    senders = [actor.call(call_itself), *(actor.call(actor.note, number) for number in range(3))]
+    await asyncio.gather(*senders)
+    await asyncio.gather(*own)
+    assert actor.notes == [0, "cannot wait", 1, 2, "own"]
+
+
 async def test_a_sender_cancelled_while_it_waits_for_room_puts_nothing() -> None:
     actor = await Recorder(mailbox_limit=1).start()
     await actor.occupied()
@@ -1434,123 +1518,6 @@ async def test_an_idle_actor_has_no_task() -> None:
     for actor in actors:
         await actor.call(actor.note, 1)
     assert asyncio.all_tasks() == before
-
-
-# -- any interleaving
-
-Step = tuple[str, int]
-
-STEPS = st.lists(
-    st.tuples(
-        st.sampled_from(
-            ["call", "coroutine", "deferred", "cast", "timer", "cancel", "turn", "raise", "answer"]
-        ),
-        st.integers(0, 7),
-    ),
-    max_size=40,
-)
-
-
-@settings(max_examples=300, deadline=None)
-@given(steps=STEPS, limit=st.integers(1, 4), end=st.sampled_from(["stop", "crash", "raise"]))
-def test_in_any_interleaving_a_message_is_handled_once_or_its_caller_gets_actor_stopped(
-    steps: list[Step], limit: int, end: str
-) -> None:
-    logging.disable(logging.CRITICAL)
-    try:
-        asyncio.run(_interleave(steps, limit, end))
-    finally:
-        logging.disable(logging.NOTSET)
-
-
-async def _interleave(steps: list[Step], limit: int, end: str) -> None:
-    clock = JumpingClock()
-    actor = await Recorder(mailbox_limit=limit, clock=clock).start()
-    handled: list[int] = []
-    kept: list[asyncio.Future[int]] = []
-    sent: dict[int, asyncio.Future[Any]] = {}
-    casts: set[int] = set()
-    failures: set[int] = set()
-
-    def plain(number: int) -> int:
-        handled.append(number)
-        return number
-
-    async def coroutine(number: int) -> int:
-        handled.append(number)
-        await turns(number % 3)
-        return number
-
-    def deferred(reply: asyncio.Future[int], number: int) -> None:
-        handled.append(number)
-        kept.append(reply)
-        if number % 2:
-            answer(reply, number)
-
-    def failing(number: int) -> int:
-        handled.append(number)
-        raise ZeroDivisionError(number)
-
-    def send(what: Awaitable[Any]) -> None:
-        sent[number] = asyncio.ensure_future(what)
-
-    for number, (step, choice) in enumerate(steps):
-        if step == "call":
-            send(actor.call(plain, number))
-        elif step == "coroutine":
-            send(actor.call(coroutine, number))
-        elif step == "deferred":
-            send(actor.call_deferred(deferred, number))
-        elif step == "raise":
-            failures.add(number)
-            send(actor.call(failing, number))
-        elif step == "cast":
-            casts.add(number)
-            send(actor.cast(plain, number))
-        elif step == "timer":
-            actor.send_after(0, plain, number)
-        elif step == "cancel" and sent:
-            list(sent.values())[choice % len(sent)].cancel()
-        elif step == "answer" and kept:
-            answer(kept[choice % len(kept)], -1)
-        elif step == "turn":
-            await turns(choice)
-
-    if end == "stop":
-        await actor.stop()
-    elif end == "crash":
-        actor.crash(ValueError("the end"))
-        await actor.stop()
-    else:
-        sent_last = asyncio.ensure_future(actor.cast(actor.fail, ValueError("the end")))
-        await asyncio.wait([sent_last])
-        await turns(60)
-        await actor.stop()
-    outcomes: dict[int, Any] = dict(
-        zip(sent, await asyncio.gather(*sent.values(), return_exceptions=True), strict=True)
-    )
-    assert len(handled) == len(set(handled)), "handled twice"
-    for number, outcome in outcomes.items():
-        if isinstance(outcome, ActorStopped):
-            # Refused; or its handler had begun when the actor ended.
-            assert end != "stop" or steps[number][0] == "deferred"
-        elif isinstance(outcome, ZeroDivisionError):
-            assert number in failures
-        elif isinstance(outcome, BaseException):
-            assert isinstance(outcome, asyncio.CancelledError)
-        elif number not in casts:
-            assert number in handled
-            assert outcome in (number, -1)
-        elif end == "stop":
-            assert number in handled
-    extras = actor._extra()
-    assert not actor._mail
-    assert actor._rest is None or list(actor._rest) == []
-    assert not extras.room
-    assert not extras.deferred
-    assert not extras.timers
-    assert clock.timers == 0
-    assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
 def _typed_calls(actor: Recorder) -> Coroutine[Any, Any, None]:

@@ -12,6 +12,8 @@ from asm_runtime.actor import Actor, Supervisor
 from asm_runtime.errors import ActorStopped, ValidationError
 from asm_runtime.testing.clock import JumpingClock
 
+pytestmark = pytest.mark.every_loop
+
 
 async def turns(count: int = 20) -> None:
     """Let everything that is ready run: a chain of callbacks takes one turn of the loop a link."""

@@ -42,6 +42,7 @@ from typing import Any, Self, TypeAlias, TypeVar, TypeVarTuple, cast, overload
 from asm_runtime import options
 from asm_runtime.clock import SYSTEM_CLOCK, Clock, Timer
 from asm_runtime.errors import ActorStopped, MailboxFull
+from asm_runtime.tasks import start_task
 
 __all__ = ["Actor", "GroupActor", "Letter", "Monitor", "Supervisor", "answer"]
 
@@ -243,7 +244,7 @@ class Actor:
         if caller is not None and (caller is self._busy or caller is extras.ending):
             raise RuntimeError("an actor cannot wait in its own handler for its own end")
         if extras.ending is None:
-            extras.ending = asyncio.get_running_loop().create_task(self._end(extras))
+            extras.ending = start_task(self._end(extras))
         elif extras.ending.done():
             return
         await asyncio.shield(extras.ending)
@@ -399,7 +400,7 @@ class Actor:
             coroutine.close()
             raise self._gone()
         # A copy: what one task sets in its context (a current span) is not for the others.
-        task = self._loop.create_task(coroutine, name=name, context=self._context.copy())
+        task = start_task(coroutine, name=name, context=self._context.copy())
         extras = self._extra()
         extras.tasks = extras.tasks or set()
         extras.tasks.add(task)
@@ -661,7 +662,8 @@ class Actor:
         # its first step runs nothing at all.
         self._extra().in_hand = letters
         self._scheduled = True
-        self._busy = self._loop.create_task(work, context=self._context)
+        # As `start_task` does: an eager task would begin inside the drain, and before it counts as busy.
+        self._busy = asyncio.Task(work, loop=self._loop, context=self._context)
         self._busy.add_done_callback(self._resume, context=self._context)
         self._after_drain()
 

@@ -1,0 +1,32 @@
+"""Tasks that begin in a turn of their own, whatever the loop's task factory."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+__all__ = ["start_task"]
+
+T = TypeVar("T")
+
+
+def start_task(
+    work: Coroutine[Any, Any, T],
+    *,
+    name: str | None = None,
+    context: contextvars.Context | None = None,
+) -> asyncio.Task[T]:
+    """Run a coroutine as a task of the running loop, from the loop's next turn on.
+
+    The loop's task factory is passed by. An eager one (`asyncio.eager_task_factory`) would take the first
+    step inside this call: before the task is known to its owner, in the middle of the caller's own
+    step, and in a context that may be entered already, which is a `RuntimeError`.
+
+    Args:
+        work: What to run.
+        name: Of the task.
+        context: Where it runs; a copy of the caller's if there is none.
+    """
+    return asyncio.Task(work, loop=asyncio.get_running_loop(), name=name, context=context)

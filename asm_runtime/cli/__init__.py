@@ -17,6 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """
     try:
         from asm_runtime.cli.commands import run
+        from asm_runtime.cli.exits import warn_on_stderr
     except ModuleNotFoundError as missing:
         if missing.name not in ("cyclopts", "rich"):
             raise
@@ -25,4 +26,5 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         )
         sys.exit(2)
 
+    warn_on_stderr()
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))

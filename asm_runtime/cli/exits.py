@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Coroutine
 from enum import IntEnum
 from typing import Any
 
-from asm_runtime.errors import (
-    AsmError,
-    DependencyMissing,
-    NotFound,
-    StoreError,
-    ValidationError,
-)
+from asm_runtime.cli.escapes import as_lines, as_one_line
+from asm_runtime.errors import AsmError, DependencyMissing, NotFound, StoreError, ValidationError
 
-__all__ = ["ExitCode", "complain", "run_to_exit"]
+__all__ = ["ExitCode", "complain", "run_to_exit", "warn_on_stderr"]
 
 
 class ExitCode(IntEnum):
@@ -52,11 +49,28 @@ def run_to_exit(command: Callable[[], Coroutine[Any, Any, ExitCode]]) -> ExitCod
         # The interpreter flushes stdout once more when it exits; there is nobody to flush to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.OUTPUT_CLOSED
+    except Exception:
+        print(as_lines(traceback.format_exc()), file=sys.stderr, end="", flush=True)
+        return ExitCode.FAILED
+
+
+def warn_on_stderr() -> None:
+    """Have what the library logs as a warning or worse told to the user, in this process."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Escaped("asm-runtime: %(message)s"))
+    logging.getLogger().addHandler(handler)
+
+
+class _Escaped(logging.Formatter):
+    """Messages name what others wrote: ids, errors, commands."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return as_lines(super().format(record))
 
 
 def complain(what: str) -> None:
-    """Tell the user, on stderr."""
-    print(f"asm-runtime: {what}", file=sys.stderr, flush=True)
+    """Tell the user, in one line on stderr."""
+    print(f"asm-runtime: {as_one_line(what)}", file=sys.stderr, flush=True)
 
 
 async def _without_group(command: Coroutine[Any, Any, ExitCode]) -> ExitCode:

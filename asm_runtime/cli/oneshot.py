@@ -184,10 +184,10 @@ class _Transcript:
         for stream, pieces in groupby(streamed, key=lambda data: data.get("stream")):
             end = "" if stream is None else "\n"
             text = "".join(f"{piece.get('content', '')}{end}" for piece in pieces)
-            await (self._errors if stream == "stderr" else self._output).write(text)
+            await (self._errors if stream == "stderr" else self._output).text(text)
             self._in_line = not text.endswith("\n")
 
     async def end(self) -> None:
         """End the line that a streamed text left open."""
         if self._in_line:
-            await self._output.write("\n")
+            await self._output.text("\n")

@@ -8,7 +8,7 @@ from typing import Any
 
 from asm_runtime.cli.exits import ExitCode
 from asm_runtime.cli.log import PAGE, following, stored
-from asm_runtime.cli.output import Output, event_line, run_cells, session_cells
+from asm_runtime.cli.output import Output, event_cells, run_cells, session_cells
 from asm_runtime.cli.store_option import opened
 from asm_runtime.errors import RunNotFound, SessionNotFound
 from asm_runtime.ports import SessionStore
@@ -172,4 +172,4 @@ async def _print_events(output: Output, events: Sequence[Event], *, json: bool) 
     if json:
         await output.json(events)
     else:
-        await output.lines(event_line(event, output) for event in events)
+        await output.lines(event_cells(event, is_terminal=output.is_terminal) for event in events)

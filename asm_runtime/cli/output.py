@@ -1,7 +1,7 @@
 """What the command prints: for people on a terminal, for programs in a pipe.
 
 In a pipe there are no colours, no padding and no header: one record a line, its fields separated by
-tabs, or its JSON. Control characters of what is shown never reach a terminal.
+tabs, or its JSON. What others wrote is escaped here, so that no caller can forget it.
 """
 
 from __future__ import annotations
@@ -9,15 +9,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TextIO
+from typing import TextIO, TypeAlias
 
 from rich.console import Console
 from rich.text import Text
 
+from asm_runtime.cli.escapes import as_json, as_lines, as_one_line
 from asm_runtime.payload import encode
 from asm_runtime.records import Event, Run, Session
 
-__all__ = ["Output", "event_line", "run_cells", "session_cells"]
+__all__ = ["Cell", "Output", "event_cells", "run_cells", "session_cells"]
+
+Cell: TypeAlias = tuple[str, str]
+"""A text, by anybody, and its style."""
 
 
 class Output:
@@ -33,112 +37,112 @@ class Output:
         reconfigure: Callable[..., None] | None = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")
-        self._console = Console(file=self._stream, highlight=False, soft_wrap=True)
+        self.is_terminal = stream.isatty()
+        """Whether somebody looks at it."""
+        self._console = Console(file=stream, force_terminal=self.is_terminal, highlight=False, soft_wrap=True)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="asm-output")  # one: in order
 
-    @property
-    def is_terminal(self) -> bool:
-        """Whether somebody looks at it."""
-        return self._console.is_terminal
+    async def text(self, text: str) -> None:
+        """Write what a run says: to a terminal with its control characters escaped, else as it stands.
 
-    async def write(self, text: str) -> None:
-        """Write text as it stands; returns when it is flushed.
+        Like the other methods it returns when all is flushed.
 
         Raises:
             BrokenPipeError: The reader has gone.
         """
-        await asyncio.get_running_loop().run_in_executor(self._writer, self._write, text)
-
-    async def lines(self, lines: Iterable[Text]) -> None:
-        """Write lines, in colour if somebody looks."""
-        if not self.is_terminal:
-            await self.write("".join(f"{line.plain}\n" for line in lines))
-            return
-        with self._console.capture() as captured:
-            for line in lines:
-                self._console.print(line)
-        await self.write(captured.get())
+        await self._write(as_lines(text) if self.is_terminal else text)
 
     async def json(self, records: Iterable[object]) -> None:
         """Write records as JSON, one a line."""
-        await self.write("".join(f"{encode(record).decode()}\n" for record in records))
+        await self._write("".join(f"{_json(record)}\n" for record in records))
 
-    async def table(self, header: Sequence[str], rows: Sequence[Sequence[Text]]) -> None:
+    async def table(self, header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
         """Write rows: in columns under a header if somebody looks, else separated by tabs."""
         if not self.is_terminal:
-            await self.lines(Text("\t").join(row) for row in rows)
+            await self.lines(rows)
             return
-        titled = [[Text(title, "bold") for title in header], *rows]
+        titled = [self._cells(row) for row in ([(title, "bold") for title in header], *rows)]
         widths = [max(row[column].cell_len for row in titled) for column in range(len(header))]
         for row in titled:
             for cell, width in zip(row[:-1], widths, strict=False):
                 cell.pad_right(width - cell.cell_len)
-        await self.lines(self.fitted(Text("  ").join(row)) for row in titled)
+        await self._show(Text("  ").join(row) for row in titled)
 
-    def fitted(self, line: Text) -> Text:
-        """The line, cut off at the end of the terminal's."""
-        line.truncate(self._console.width, overflow="ellipsis")
-        return line
+    async def lines(self, rows: Iterable[Sequence[Cell]]) -> None:
+        """Write rows, as wide as they are: between their cells two spaces if somebody looks, else tabs."""
+        if self.is_terminal:
+            await self._show(Text("  ").join(self._cells(row)) for row in rows)
+        else:
+            await self._write("".join("\t".join(as_one_line(text) for text, _ in row) + "\n" for row in rows))
 
-    def _write(self, text: str) -> None:
+    def _cells(self, row: Sequence[Cell]) -> list[Text]:
+        # Measuring megabytes takes long, and nothing of them is seen beyond the line's end.
+        longest = 4 * self._console.width
+        return [Text(as_one_line(text[:longest]), style) for text, style in row]
+
+    async def _show(self, lines: Iterable[Text]) -> None:
+        """Write lines in colour, each cut off at the end of the terminal's."""
+        with self._console.capture() as captured:
+            for line in lines:
+                line.truncate(self._console.width, overflow="ellipsis")
+                self._console.print(line)
+        await self._write(captured.get())
+
+    async def _write(self, text: str) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._writer, self._flush, text)
+
+    def _flush(self, text: str) -> None:
         self._stream.write(text)
         self._stream.flush()
 
 
-def session_cells(session: Session) -> list[Text]:
+def session_cells(session: Session) -> list[Cell]:
     """A session as a row: id, status, agent, when it was made, tags."""
     return [
-        Text(printable(session.id)),
+        (session.id, ""),
         _status(session.status),
-        Text(printable(session.agent_id)),
-        Text(f"{session.created_at:%Y-%m-%dT%H:%M:%SZ}"),
-        Text(printable(",".join(session.tags))),
+        (session.agent_id, ""),
+        (f"{session.created_at:%Y-%m-%dT%H:%M:%SZ}", ""),
+        (",".join(session.tags), ""),
     ]
 
 
-def run_cells(run: Run) -> list[Text]:
+def run_cells(run: Run) -> list[Cell]:
     """A run as a row: id, status, attempt, when it was made, how long it took, its error or input."""
     seconds = ""
     if run.started_at and run.ended_at:
         seconds = f"{(run.ended_at - run.started_at).total_seconds():.3f}"
-    about = f"{run.error['code']}: {run.error['message']}" if run.error else encode(run.input).decode()
+    error = run.error  # any object: a store does not ask what is in it
+    about = f"{error.get('code')}: {error.get('message')}" if error else _json(run.input)
     return [
-        Text(printable(run.id)),
+        (run.id, ""),
         _status(run.status),
-        Text(str(run.attempt)),
-        Text(f"{run.created_at:%Y-%m-%dT%H:%M:%SZ}"),
-        Text(seconds),
-        Text(printable(about)),
+        (str(run.attempt), ""),
+        (f"{run.created_at:%Y-%m-%dT%H:%M:%SZ}", ""),
+        (seconds, ""),
+        (about, ""),
     ]
 
 
-def event_line(event: Event, output: Output) -> Text:
+def event_cells(event: Event, *, is_terminal: bool) -> list[Cell]:
     """An event as a line: number, time, type, run, data."""
-    kind, data = str(event.type), encode(event.data).decode()
-    if not output.is_terminal:
-        time = event.timestamp.isoformat()
-        return Text("\t".join((str(event.sequence_number), time, kind, printable(event.run_id or ""), data)))
-    time = f"{event.timestamp.astimezone():%H:%M:%S.%f}"[:-3]
-    return output.fitted(
-        Text.assemble(
-            (f"{event.sequence_number:>6}", "dim"),
-            "  ",
-            (time, "dim"),
-            "  ",
-            (f"{kind:<20}", _STYLES.get(kind, "")),
-            "  ",
-            (f"{printable(event.run_id or '')[-6:]:<6}", "cyan"),
-            "  ",
-            data,
-        )
-    )
+    kind, data, run_id = str(event.type), _json(event.data), event.run_id or ""
+    if not is_terminal:
+        return [
+            (text, "")
+            for text in (str(event.sequence_number), event.timestamp.isoformat(), kind, run_id, data)
+        ]
+    return [
+        (f"{event.sequence_number:>6}", "dim"),
+        (f"{event.timestamp.astimezone():%H:%M:%S.%f}"[:-3], "dim"),
+        (f"{kind:<20}", _STYLES.get(kind, "")),
+        (f"{run_id[-6:]:<6}", "cyan"),
+        (data, ""),
+    ]
 
 
-def printable(text: str) -> str:
-    """Text for one field of one line: control characters, tabs and line ends are escaped."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+def _json(record: object) -> str:
+    return as_json(encode(record).decode())
 
 
 _STYLES = {
@@ -160,5 +164,5 @@ _STYLES = {
 }
 
 
-def _status(status: str) -> Text:
-    return Text(str(status), _STYLES.get(status, ""))
+def _status(status: str) -> Cell:
+    return str(status), _STYLES.get(status, "")

@@ -11,7 +11,7 @@ from pathlib import Path
 from asm_runtime.errors import StoreUnavailable
 from asm_runtime.stores import SQLSessionStore
 
-__all__ = ["check_file", "opened", "store_url"]
+__all__ = ["check_file", "make_folder", "opened", "store_url"]
 
 
 def store_url(option: str | None) -> str:
@@ -58,10 +58,19 @@ def check_file(url: str, *, create: bool) -> None:
         if not file.exists():
             raise StoreUnavailable(f"there is no store at {file}; `asm-runtime run` makes one")
         return
+    make_folder(file.parent)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, unless it is there.
+
+    Raises:
+        StoreUnavailable: It cannot be made.
+    """
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StoreUnavailable(f"cannot make the folder {file.parent}: {error.strerror}") from error
+        raise StoreUnavailable(f"cannot make the folder {folder}: {error.strerror}") from error
 
 
 def _sqlite_file(url: str) -> Path | None:

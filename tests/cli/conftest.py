@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import pty
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,48 @@ class CommandLine:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
+
+    def on_terminal(self, *arguments: str, **environment: str) -> bytes:
+        """Run it to its end on a terminal, stderr too; returns what the terminal was sent."""
+        return self._on_terminal(*COMMAND, *arguments, **environment)
+
+    def each_on_terminal(self, commands: Sequence[Sequence[str]], **environment: str) -> list[bytes]:
+        """Likewise for each of several commands, one after another, in one process: that is quicker."""
+        program = (
+            "import json, os, sys\n"
+            "from asm_runtime.cli.commands import run\n"
+            "for arguments in json.loads(sys.argv[1]):\n"
+            "    run(arguments)\n"
+            "    os.write(1, b'\\0')\n"
+        )
+        given = json.dumps([list(command) for command in commands])
+        sent = self.python_on_terminal(program, given, **environment).split(b"\0")
+        assert len(sent) == len(commands) + 1, sent
+        return sent[:-1]
+
+    def python_on_terminal(self, program: str, *arguments: str, **environment: str) -> bytes:
+        """What a Python program sends to its terminal."""
+        return self._on_terminal(sys.executable, "-c", program, *arguments, **environment)
+
+    def _on_terminal(self, *argv: str, **environment: str) -> bytes:
+        pid, terminal = pty.fork()
+        if pid == 0:
+            try:
+                os.chdir(self.folder)
+                size = {"COLUMNS": "2000", "LINES": "50", "TERM": "xterm-256color"}
+                os.execve(argv[0], argv, self.environment | size | environment)
+            finally:
+                os._exit(127)
+        sent = b""
+        try:
+            while piece := os.read(terminal, 65_536):
+                sent += piece
+        except OSError:
+            pass  # Linux: the other side is closed
+        finally:
+            os.close(terminal)
+            os.waitpid(pid, 0)
+        return sent
 
     def in_store(self, work: Callable[[SQLSessionStore], Awaitable[Any]]) -> Any:
         """What a coroutine function does in the store of these tests."""

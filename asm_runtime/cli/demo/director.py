@@ -20,6 +20,7 @@ from asm_runtime.cli.demo.view import View
 from asm_runtime.cli.demo.worker import LEAVES_AFTER, Order, Report
 from asm_runtime.cli.exits import ExitCode
 from asm_runtime.cli.log import following
+from asm_runtime.cli.store_option import make_folder
 from asm_runtime.errors import AsmError, ValidationError
 from asm_runtime.records import Event, EventType, RunStatus
 from asm_runtime.stores import SQLSessionStore
@@ -232,7 +233,7 @@ def _fresh_file(file: str | None) -> Path:
     path = Path(file)
     if path.exists():
         raise ValidationError(f"{path} is there already: the demo makes a fresh store")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     return path
 
 

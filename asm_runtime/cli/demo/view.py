@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
@@ -11,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from asm_runtime.cli.output import printable
+from asm_runtime.cli.escapes import as_one_line
 from asm_runtime.records import Event, EventType
 
 __all__ = ["View"]
@@ -37,7 +38,7 @@ class View:
     """
 
     def __init__(self, runs: dict[str, list[str]]) -> None:
-        self._console = Console(highlight=False, soft_wrap=True)
+        self._console = Console(force_terminal=sys.stdout.isatty(), highlight=False, soft_wrap=True)
         self._colours = dict(zip(runs, _COLOURS, strict=False))
         self._runs = {session_id: dict.fromkeys(run_ids, "waits") for session_id, run_ids in runs.items()}
         self._live: Live | None = None
@@ -91,7 +92,7 @@ class View:
 
     def _described(self, event: Event) -> tuple[str, str]:
         if event.type is EventType.MESSAGE_STREAMED:
-            return printable(str(event.data.get("content", "")).rstrip("\n")), ""
+            return as_one_line(str(event.data.get("content", "")).rstrip("\n")), ""
         if event.type is EventType.RUN_STARTED:
             attempt = event.data["attempt"]
             return f"run started, attempt {attempt}", "bold" if attempt == 1 else "bold yellow"

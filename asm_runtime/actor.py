@@ -37,14 +37,14 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import suppress
 from operator import length_hint
 from types import CoroutineType, TracebackType
-from typing import Any, Self, TypeAlias, TypeVar, TypeVarTuple, cast, overload
+from typing import Any, Protocol, Self, TypeAlias, TypeVar, TypeVarTuple, cast, overload
 
 from asm_runtime import options
-from asm_runtime.clock import SYSTEM_CLOCK, Clock, Timer
+from asm_runtime.clock import SYSTEM_CLOCK, Clock, Timer, all_done
 from asm_runtime.errors import ActorStopped, MailboxFull
 from asm_runtime.tasks import start_task
 
-__all__ = ["Actor", "GroupActor", "Letter", "Monitor", "Supervisor", "answer"]
+__all__ = ["Actor", "GroupActor", "Letter", "Monitor", "Spawn", "Supervisor", "answer", "leave_behind"]
 
 Ts = TypeVarTuple("Ts")
 T = TypeVar("T")
@@ -62,6 +62,14 @@ Letter: TypeAlias = tuple[Callable[..., Any], tuple[Any, ...], "asyncio.Future[A
 """One message: what to run, its arguments, and where the answer goes (None: nowhere)."""
 
 Watcher: TypeAlias = Callable[["Actor", BaseException | None], object]
+
+
+class Spawn(Protocol):
+    """`Actor.spawn`, for what works in an actor's name."""
+
+    def __call__(self, coroutine: Coroutine[Any, Any, T], /) -> asyncio.Task[T]:
+        """Run a task that belongs to the actor."""
+        ...
 
 
 class Monitor:
@@ -208,6 +216,13 @@ class Actor:
 
     def on_crash(self, reason: BaseException) -> None:
         """Drop what the actor opened, at once; its owned tasks are cancelled after this."""
+
+    def task_grace_s(self) -> float | None:
+        """How long the end waits for owned tasks that it has cancelled, in seconds; None: without a limit.
+
+        One that has not ended by then is left behind, and logged.
+        """
+        return None
 
     @property
     def is_running(self) -> bool:
@@ -483,7 +498,14 @@ class Actor:
                 if task not in cancelled:
                     cancelled.add(task)
                     task.cancel()
-            await asyncio.wait(tasks)
+            grace = self.task_grace_s()
+            if grace is None:
+                await asyncio.wait(tasks)
+            elif not await all_done(self._clock, grace, *tasks):
+                logger.warning("%r leaves tasks behind that do not end", self)
+                for task in tasks:
+                    leave_behind(task)
+                return
 
     def _owned_tasks(self) -> set[asyncio.Task[Any]]:
         busy = () if self._busy is None else (self._busy,)
@@ -804,6 +826,16 @@ class GroupActor(Actor):
                 _raise_at(reply, error)
             else:
                 self._defer(reply)
+
+
+_left_behind: set[asyncio.Future[Any]] = set()
+
+
+def leave_behind(task: asyncio.Future[Any]) -> None:
+    """Let a task go on that nobody waits for any more; the loop itself holds its tasks weakly."""
+    if not task.done():
+        _left_behind.add(task)
+        task.add_done_callback(_left_behind.discard)
 
 
 def answer(reply: asyncio.Future[T], value: T) -> bool:

@@ -73,17 +73,28 @@ async def all_done(clock: Clock, seconds: float, *futures: asyncio.Future[Any]) 
 
     They are left alone: nothing is cancelled, and no result or exception is taken.
     """
+    open_ones = [future for future in futures if not future.done()]
+    left = len(open_ones)
+    if not left:
+        return True
     over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def one_done(_: asyncio.Future[Any]) -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            _wake(over)
+
+    for future in open_ones:
+        future.add_done_callback(one_done)
     timer = clock.call_later(seconds, _wake, over)
     try:
-        while not over.done():
-            pending: list[asyncio.Future[Any]] = [future for future in futures if not future.done()]
-            if not pending:
-                return True
-            await asyncio.wait([*pending, over], return_when=asyncio.FIRST_COMPLETED)
+        await over
     finally:
         timer.cancel()
-    return all(future.done() for future in futures)
+        for future in open_ones:
+            future.remove_done_callback(one_done)
+    return not left
 
 
 def _wake(future: asyncio.Future[None]) -> None:

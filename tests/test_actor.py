@@ -1539,3 +1539,38 @@ def _typed_calls(actor: Recorder) -> Coroutine[Any, Any, None]:
 
 async def test_a_call_answers_with_what_its_handler_returns(actor: Recorder) -> None:
     await _typed_calls(actor)
+
+
+@pytest.mark.parametrize("end", ["stop", "crash"])
+async def test_a_task_that_does_not_end_in_its_grace_is_left_behind(
+    end: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Hasty(Recorder):
+        def task_grace_s(self) -> float:
+            return 2
+
+    clock, released, ended = JumpingClock(), asyncio.Event(), asyncio.Event()
+
+    async def stubborn() -> None:
+        while not released.is_set():
+            try:
+                await released.wait()
+            except asyncio.CancelledError:
+                continue
+        ended.set()
+
+    hasty = await Hasty(clock=clock).start()
+    task = weakref.ref(hasty.spawn(stubborn()))
+    await turns()
+    with caplog.at_level(logging.CRITICAL):
+        if end == "crash":
+            hasty.crash(RuntimeError("for the test"))
+        stopping = asyncio.create_task(hasty.stop())
+        await clock.advance_ms(1_999)
+        assert not stopping.done()
+        await clock.advance_ms(1)
+        await stopping
+    gc.collect()
+    assert task() is not None  # nobody else holds it
+    released.set()
+    await ended.wait()

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from asm_runtime.clock import SYSTEM_CLOCK, sleep
+from asm_runtime.clock import SYSTEM_CLOCK, all_done, sleep
 from asm_runtime.testing.clock import JumpingClock
 
 
@@ -73,3 +73,31 @@ async def test_a_sleep_cancelled_in_the_turn_of_its_end_is_cancelled() -> None:
     await asyncio.gather(clock.advance_ms(2000), cancel_as_it_ends())
     with pytest.raises(asyncio.CancelledError):
         await sleeping
+
+
+async def test_waiting_for_futures_ends_with_the_last_of_them() -> None:
+    clock = JumpingClock()
+    futures = [asyncio.get_running_loop().create_future() for _ in range(3)]
+    waiting = asyncio.create_task(all_done(clock, 1, *futures))
+    await clock.until_timers()
+    for future in futures:
+        assert not waiting.done()
+        future.set_result(None)
+    assert await waiting
+    assert clock.timers == 0
+    assert await all_done(clock, 1, *futures)
+    assert await all_done(clock, 1)
+
+
+async def test_waiting_for_futures_ends_in_time_and_leaves_them_alone() -> None:
+    clock = JumpingClock()
+    done, open_one = (asyncio.get_running_loop().create_future() for _ in range(2))
+    waiting = asyncio.create_task(all_done(clock, 1, done, open_one))
+    done.set_result(None)
+    await clock.until_timers()
+    await clock.advance_ms(999)
+    assert not waiting.done()
+    await clock.advance_ms(1)
+    assert not await waiting
+    assert not open_one.done()
+    open_one.set_result(None)

@@ -119,6 +119,8 @@ class RunExecution:
         self.claimed = run
         self.outcome: asyncio.Future[RunOutcome] = loop.create_future()
         """Resolved when the attempt is over and its slot is free."""
+        self.adapter_stopped = False
+        """Whether what is left is for the store to do."""
         self._store = store
         self._adapter = adapter
         self._provider = run.provider
@@ -171,7 +173,9 @@ class RunExecution:
         """Execute the attempt to its end."""
         outcome = RunOutcome()
         try:
-            outcome = await self._settle(await self._attempt())
+            verdict = await self._attempt()
+            self.adapter_stopped = True
+            outcome = await self._settle(verdict)
         except asyncio.CancelledError:
             if self._recorder is not None:
                 self._recorder.abort()

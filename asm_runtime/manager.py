@@ -18,11 +18,14 @@ from asm_runtime.errors import (
     InvalidTransition,
     LeaseLost,
     NotFound,
+    ProviderError,
     RunFailed,
 )
 from asm_runtime.execution import RunExecution
 from asm_runtime.follow import follow
+from asm_runtime.foreign import own, store_errors
 from asm_runtime.observer import observer
+from asm_runtime.orphans import LOST_ATTEMPTS, lost_attempts
 from asm_runtime.payload import JsonObject, canonical_object, lossy
 from asm_runtime.ports import (
     EventCallback,
@@ -104,9 +107,10 @@ class SessionManager:
             created_at=self._clock.now(),
         )
         created = self._session_event(session, EventType.SESSION_CREATED, {})
-        await self.store.flush(
-            ExecutionResult(session=session, events=[created]), expected_session_status="absent"
-        )
+        with store_errors():
+            await self.store.flush(
+                ExecutionResult(session=session, events=[created]), expected_session_status="absent"
+            )
         return session
 
     async def get_session(self, session_id: str) -> Session:
@@ -228,16 +232,33 @@ class SessionManager:
         max_open_runs: int | None = None,
         metadata: JsonObject | None = None,
     ) -> Run:
-        """The one way a run gets into a queue: with its options, and its submitter's trace context."""
+        """Store a run as the last of its session's queue."""
+        run = self.new_run(session_id, input, run_id=run_id, run_options=run_options, metadata=metadata)
+        return await self.store.enqueue_run(run, max_open_runs=max_open_runs)
+
+    def new_run(
+        self,
+        session_id: str,
+        input: Any,
+        *,
+        run_id: str | None = None,
+        run_options: JsonObject | None = None,
+        metadata: JsonObject | None = None,
+    ) -> Run:
+        """What every queue accepts: a run with its options, and its submitter's trace context. Plain."""
         facts: JsonObject = dict(metadata or {})
         if run_options:
             adapter_opts = run_options.get("adapter_opts")
             if adapter_opts:
-                self.adapter.validate_config(adapter_opts)
+                try:
+                    self.adapter.validate_config(adapter_opts)
+                except Exception as error:
+                    told = own(ProviderError, self.adapter.name, error)
+                    raise told from told.__cause__
             facts["options"] = run_options
         if trace_context := observer().trace_context():
             facts["trace_context"] = trace_context
-        run = Run.new(
+        return Run.new(
             session_id=session_id,
             input=input,
             id=run_id,
@@ -245,7 +266,6 @@ class SessionManager:
             provider=self.adapter.name,
             created_at=self._clock.now(),
         )
-        return await self.store.enqueue_run(run, max_open_runs=max_open_runs)
 
     async def execute_run(
         self, run_id: str, *, session_id: str | None = None, **run_options: Unpack[RunOptionArgs]
@@ -340,24 +360,31 @@ class SessionManager:
             assert end.run is not None
             return end.run
 
-    async def settle_orphan(self, run: Run, *, requeue: bool) -> None:
+    async def settle_orphan(self, run: Run, *, max_attempts: int | None = None) -> None:
         """End a run that nobody alive executes, or queue it again; nothing if it has moved on.
 
         Two that settle the same orphan do not both win: the write carries the dead attempt's fence.
+
+        Args:
+            run: As it was listed.
+            max_attempts: Queue it again unless so many attempts were lost; None: never.
         """
-        if requeue:
+        lost = lost_attempts(run) + 1
+        run = run.replace(metadata=run.metadata | {LOST_ATTEMPTS: lost})
+        if max_attempts is not None and lost < max_attempts:
             result = ExecutionResult(run=run.with_status(RunStatus.PENDING))
         else:
-            orphaned = RunFailed(
-                f"run {run.id} was left behind by {run.owner or 'its executor'}",
-                code="orphaned",
-                details={"owner": run.owner, "attempt": run.attempt},
+            error = RunFailed(
+                f"run {run.id} was left behind by {run.owner or 'its executor'}"
+                + ("" if max_attempts is None else f" for the last of {max_attempts} times"),
+                code="orphaned" if max_attempts is None else "max_attempts_exceeded",
+                details={"owner": run.owner, "attempt": run.attempt, LOST_ATTEMPTS: lost},
             )
             result = ended(
                 run,
                 RunStatus.FAILED,
                 at=self._clock.now(),
-                error=orphaned,
+                error=error,
                 correlation_id=await self._correlation_id(run.session_id),
             )
         try:

@@ -8,33 +8,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import weakref
-from collections.abc import Callable, Collection, Coroutine, Generator
+from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar
 
-from asm_runtime.clock import Clock, Timer, sleep
-from asm_runtime.errors import ActorStopped
+from asm_runtime.actor import Spawn
+from asm_runtime.clock import Clock, Timer, all_done
+from asm_runtime.errors import ActorStopped, AsmError
+from asm_runtime.foreign import answered
 from asm_runtime.ports import SessionStore
 from asm_runtime.records import Event, EventType
 from asm_runtime.subscription import Feed, Subscription
 
 __all__ = ["Readers"]
 
-T = TypeVar("T")
-
 logger = logging.getLogger(__name__)
 
 FEED_LINGER_S = 1.0
 """How long the feed goes on with nobody to read it: awaiting run after run needs no new one."""
-
-LOOK_GRACE_S = 1.0
-"""How long the store may take to say where the log ends at a stop."""
-
-
-class Spawn(Protocol):
-    """Makes a task that belongs to the server."""
-
-    def __call__(self, coroutine: Coroutine[Any, Any, T], /) -> asyncio.Task[T]: ...
 
 
 class Readers:
@@ -151,16 +141,16 @@ class Readers:
 
     # -- the end
 
-    async def finish(self) -> None:
-        """Every subscription gets what is stored up to now, at its own pace, then ends."""
+    async def finish(self, *, grace_s: float) -> None:
+        """Every subscription gets what is stored up to now, at its own pace, then ends.
+
+        If the store does not say in time where the log ends, they end with `ActorStopped`.
+        """
         subscriptions = tuple(self._subscriptions)
         if not subscriptions:
             return
         looking = self._spawn(self._last_number())
-        over = self._spawn(sleep(self._clock, LOOK_GRACE_S))
-        await asyncio.wait([looking, over], return_when=asyncio.FIRST_COMPLETED)
-        over.cancel()
-        last = looking.result() if looking.done() else None
+        last = looking.result() if await all_done(self._clock, grace_s, looking) else None
         looking.cancel()
         for subscription in subscriptions:
             if last is None:
@@ -184,8 +174,8 @@ class Readers:
 
     async def _last_number(self) -> int | None:
         try:
-            return await self._store.get_latest_sequence(self._session_id)
-        except Exception as error:  # a store of somebody else's may raise anything
+            return await answered(self._store.get_latest_sequence(self._session_id))
+        except AsmError as error:
             logger.warning("session %s ends its subscriptions early: %r", self._session_id, error)
             return None
 

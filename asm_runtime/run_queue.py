@@ -2,27 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-__all__ = ["RunQueue"]
+from asm_runtime.observer import RunTrace
+from asm_runtime.ports import EventCallback
+from asm_runtime.records import Run
+
+__all__ = ["RunQueue", "Submission"]
+
+MOST_REMEMBERED = 10_000
+"""How many runs may leave the queue while it is recounted; then that count is out of date and dropped."""
+
+
+class Submission:
+    """A run that was submitted here: what its submitter gave along with it, for whoever executes it here.
+
+    It begins before the store is asked to accept the run, which may start before its submitter
+    hears that it was accepted.
+
+    Attributes:
+        run: As it was to be stored; None once it is known to be accepted.
+        callbacks: Given the run's events while it executes here.
+        trace: Told what happens to it, once it is accepted.
+        has_left: Whether the run has left the queue: it was claimed, or has ended.
+    """
+
+    __slots__ = ("callbacks", "has_left", "run", "trace")
+
+    def __init__(self, run: Run, callbacks: Sequence[EventCallback]) -> None:
+        self.run: Run | None = run
+        self.callbacks = callbacks
+        self.trace: RunTrace | None = None
+        self.has_left = False
 
 
 class RunQueue:
-    """Which runs are pending, as the server last saw it, and which of them it accepted itself.
+    """Which runs are pending, as the server last saw it, and which of them were submitted to it.
 
     It follows the server's own submissions and claims at once; what other servers do is seen by
     recounting. Every step costs the same however long the queue is, only a recount reads it all.
     """
 
-    __slots__ = ("_claimed", "_own", "_pending", "_submitted", "_submitting")
+    __slots__ = ("_joined", "_left", "_pending", "_seen", "_submissions")
 
     def __init__(self) -> None:
         self._pending: dict[str, None] = {}
-        self._own: set[str] | None = None
-        self._submitting = 0
-        # What happened since the last mark, or while a submission is under way.
-        self._claimed: set[str] | None = None
-        self._submitted: list[str] | None = None
+        # By run: the one that was accepted, or those that the store has not answered yet.
+        self._submissions: dict[str, list[Submission]] | None = None
+        # During a recount: what it has seen, and what has happened meanwhile.
+        self._seen: dict[str, None] | None = None
+        self._joined: dict[str, None] | None = None
+        self._left: set[str] | None = None
 
     def __len__(self) -> int:
         return len(self._pending)
@@ -33,69 +63,142 @@ class RunQueue:
 
     @property
     def has_own(self) -> bool:
-        """Whether a run accepted here waits, or is being accepted."""
-        return bool(self._own) or self._submitting > 0
+        """Whether a run submitted here waits, or is being accepted."""
+        return bool(self._submissions)
 
-    def submitting(self) -> None:
-        """A submission is under way."""
-        self._submitting += 1
-        if self._claimed is None:
-            self._claimed = set()
+    # -- submissions
 
-    def submitted(self, run_id: str | None) -> bool:
-        """It has ended, with a run that is pending now, or (None) without one; whether that run is new here.
+    def submitting(self, run: Run, callbacks: Sequence[EventCallback]) -> Submission:
+        """The store is asked to accept a run."""
+        submission = Submission(run, callbacks)
+        if self._submissions is None:
+            self._submissions = {}
+        self._submissions.setdefault(run.id, []).append(submission)
+        return submission
 
-        A run may be claimed before its submitter hears that it was accepted: then it does not wait
-        any more. And it may be counted before that: it is the submitter's own all the same.
+    def accepted(self, submission: Submission) -> bool:
+        """The store has that run as pending; whether it waits here because of this submission.
+
+        Not if it was claimed meanwhile, nor if it was submitted here before: then this is the same
+        submission again, and the first one's callbacks are the run's.
         """
-        self._submitting -= 1
-        new = run_id is not None and run_id not in (self._claimed or ()) and run_id not in (self._own or ())
-        if new and run_id is not None:
-            self._pending.setdefault(run_id)
-            self._own = self._own or set()
-            self._own.add(run_id)
-            if self._submitted is not None:
-                self._submitted.append(run_id)
-        self._forget()
-        return new
+        run = submission.run
+        if run is None or submission.has_left:
+            return False
+        others = self._submissions_of(run.id)
+        if any(other.run is None for other in others):
+            self.refused(submission)
+            return False
+        submission.run = None
+        others.remove(submission)
+        others.insert(0, submission)
+        self._joins(run.id)
+        return True
 
-    def left(self, run_id: str) -> bool:
-        """A run was claimed or ended here; whether it was seen waiting."""
-        if self._claimed is not None:
-            self._claimed.add(run_id)
-        if self._own is not None:
-            self._own.discard(run_id)
-        if run_id in self._pending:
-            del self._pending[run_id]
-            return True
-        return False
+    def refused(self, submission: Submission) -> None:
+        """The store did not accept it, or has that run as started or ended; or nobody knows. Idempotent."""
+        if submission.run is not None and not submission.has_left:
+            others = self._submissions_of(submission.run.id)
+            if submission in others:
+                others.remove(submission)
+            self._tidy(submission.run.id)
 
-    def mark(self) -> None:
+    def returned(self, run_id: str, submission: Submission) -> None:
+        """Its run was claimed here, but the attempt did not end it: it may be queued again."""
+        submission.has_left = False
+        submission.run = submission.trace = None
+        if self._submissions is None:
+            self._submissions = {}
+        self._submissions.setdefault(run_id, []).insert(0, submission)
+        if self._joined is not None:
+            self._joined[run_id] = None
+
+    # -- claims and ends
+
+    def left(self, run: Run) -> tuple[bool, Submission | None]:
+        """A run was claimed or ended here; whether it was seen waiting, and by whom it was submitted."""
+        waited = run.id in self._pending
+        if waited:
+            del self._pending[run.id]
+        if self._left is not None:
+            self._left.add(run.id)
+            if len(self._left) > MOST_REMEMBERED:
+                self.stop_counting()
+        if self._submissions is None:
+            return waited, None
+        submissions = self._submissions.pop(run.id, ())
+        self._submissions = self._submissions or None
+        owner = None
+        for submission in submissions:
+            submission.has_left = True
+            # One that was not answered yet may be refused still, if it has another input.
+            if owner is None and (submission.run is None or submission.run.input == run.input):
+                owner = submission
+        return waited, owner
+
+    def clear(self) -> list[Submission]:
+        """Nobody looks at the queue here any more; returns the submissions whose runs waited."""
+        self.stop_counting()
+        waited = [submissions[0] for submissions in (self._submissions or {}).values()]
+        self._pending, self._submissions = {}, None
+        return [submission for submission in waited if submission.run is None]
+
+    # -- recounts
+
+    def count(self) -> None:
         """A recount begins: the store is asked now."""
-        self._claimed = self._claimed or set()
-        self._submitted = []
+        self._seen, self._joined, self._left = {}, {}, set()
 
-    def recount(self, pending: Iterable[str]) -> set[str]:
-        """It ends: `pending` is what the store had at some moment since the mark.
+    def saw(self, run_ids: Iterable[str]) -> None:
+        """The next pending runs, in order, as the store had them at some moment since it began."""
+        if self._seen is not None:
+            self._seen.update(dict.fromkeys(run_ids))
+
+    def counted(self, resting: Iterable[str] = ()) -> list[Submission]:
+        """It ends; the queue is what was seen, and what has happened meanwhile.
+
+        Args:
+            resting: Orphaned runs that will be queued again.
 
         Returns:
-            The runs accepted here that are no longer pending though this server did not take them.
+            The submissions whose runs are no longer pending though this server did not take them.
         """
-        claimed, submitted = self._claimed or set(), self._submitted or []
-        now = {run_id: None for run_id in pending if run_id not in claimed}
-        for run_id in submitted:
-            if run_id not in claimed:
-                now.setdefault(run_id)
-        gone = {run_id for run_id in self._own or () if run_id not in now}
-        if self._own is not None:
-            self._own -= gone
-        self._pending = now
-        self._submitted = None
-        self._forget()
+        seen, joined, left = self._seen, self._joined, self._left
+        self.stop_counting()
+        if seen is None or joined is None or left is None:
+            return []
+        for run_id in left:
+            seen.pop(run_id, None)
+        kept = {*joined, *resting}
+        for run_id in joined:
+            if run_id in self._pending:
+                seen.setdefault(run_id)
+        self._pending = seen
+        gone: list[Submission] = []
+        for run_id, submissions in tuple((self._submissions or {}).items()):
+            if submissions[0].run is None and run_id not in seen and run_id not in kept:
+                gone.append(submissions.pop(0))
+                self._tidy(run_id)
         return gone
 
-    def _forget(self) -> None:
-        if not self._submitting and self._submitted is None:
-            self._claimed = None
-        if not self._own:
-            self._own = None
+    def stop_counting(self) -> None:
+        """Forget what the recount has seen: the store did not answer."""
+        self._seen = self._joined = self._left = None
+
+    # -- the inside
+
+    def _joins(self, run_id: str) -> None:
+        self._pending.setdefault(run_id)
+        if self._left is not None:
+            self._left.discard(run_id)
+        if self._joined is not None:
+            self._joined[run_id] = None
+
+    def _submissions_of(self, run_id: str) -> list[Submission]:
+        return (self._submissions or {}).get(run_id, [])
+
+    def _tidy(self, run_id: str) -> None:
+        """Nothing is kept of runs that nobody submits."""
+        if self._submissions is not None and not self._submissions.get(run_id, True):
+            del self._submissions[run_id]
+            self._submissions = self._submissions or None

@@ -4,51 +4,45 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Collection, Mapping
-from typing import Any, Literal, TypedDict, TypeVar, Unpack
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Literal, TypedDict, Unpack, cast
 
 from asm_runtime import options
-from asm_runtime.actor import Actor
-from asm_runtime.clock import SYSTEM_CLOCK, Clock, Timer, sleep
+from asm_runtime.actor import Actor, leave_behind
+from asm_runtime.calls import Calls
+from asm_runtime.clock import SYSTEM_CLOCK, Clock, all_done
+from asm_runtime.dispatcher import STORE_GRACE_S, Dispatcher
 from asm_runtime.endings import RunOutcome, last_number_of, outcome_of
 from asm_runtime.errors import (
-    ActorStopped,
     AsmError,
     AwaitTimeout,
+    Conflict,
     Draining,
     DrainTimeout,
     InvalidTransition,
     RunNotFound,
-    StoreError,
+    SessionNotFound,
+    StoreUnavailable,
     ValidationError,
 )
 from asm_runtime.execution import RunExecution
-from asm_runtime.ids import new_id
+from asm_runtime.foreign import store_errors
 from asm_runtime.manager import DEFAULT_CANCEL_GRACE_MS, SessionManager
-from asm_runtime.observer import RunTrace, observer
+from asm_runtime.observer import observer
 from asm_runtime.orphans import OrphanWatch
+from asm_runtime.payload import JsonObject
 from asm_runtime.ports import EventCallback, ProviderAdapter, RunResult, ServerStatus, SessionStore
 from asm_runtime.readers import Readers
-from asm_runtime.records import EventType, Run, RunStatus, SessionStatus
+from asm_runtime.records import EventType, RunStatus, Session, SessionStatus
 from asm_runtime.run_options import RunOptionArgs, callbacks_of, stored_options
-from asm_runtime.run_queue import RunQueue
 from asm_runtime.subscription import Subscription
 
 __all__ = ["ServerOptions", "SessionServer"]
 
-T = TypeVar("T")
-
 logger = logging.getLogger(__name__)
 
-RETRY_DELAY_S = 1.0
-"""Pause before the next look after the store failed."""
-
-RECOUNT_INTERVAL_S = 0.25
-RECOUNT_SHARE = 20
-"""A recount of the queue comes no sooner than this, and than so many times what the last one took."""
-
-WRITE_GRACE_S = 1.0
-"""How long the store may take to write what a stop leaves; then it is left to the next server."""
+LOOK_GRACE_MS = 1_000
+"""How long a call that does not wait for a run waits for the store."""
 
 
 class ServerOptions(TypedDict, total=False):
@@ -58,6 +52,8 @@ class ServerOptions(TypedDict, total=False):
     max_queued_runs: int
     default_run_options: Mapping[str, Any] | None
     on_orphan: Literal["fail", "requeue"]
+    max_attempts: int
+    requeue_backoff_ms: int
     cancel_grace_ms: int
     stop_drain_ms: int
     clock: Clock
@@ -69,16 +65,22 @@ class SessionServer(Actor):
     The queue is in the store. Any number of servers, in any number of processes, may serve one
     session: they share its queue and its slots. A server's own tasks talk to the store and the
     adapter; its state changes in plain steps between them, so nothing that hangs holds it up.
+    Whoever waits for an answer gets `ActorStopped` when the server ends first.
 
     Args:
         store: Where the session lives; started, and stopped after the server, by its owner.
         adapter: What executes runs.
         session_id: The session to attach to. A `pending` one is activated, a `paused` one left so.
-        session_opts: Or: what to create one with, the arguments of `SessionManager.start_session`.
+        session_opts: What to create one with, the arguments of `SessionManager.start_session`. With a
+            `session_id` too: attach to that session if there is one, else create it, in one step.
         max_concurrent_runs: How many runs of the session may be `running`, wherever; ≥ 1.
         max_queued_runs: How many more may be open; 0: accept only what can start.
         default_run_options: Laid under the options of every run that is submitted here.
-        on_orphan: What happens to runs whose executor died: `fail` them, or `requeue` them.
+        on_orphan: What happens to runs whose executor died, or could not write their end: `fail` them,
+            or `requeue` them.
+        max_attempts: After so many lost attempts a run is not queued again but fails; ≥ 1.
+        requeue_backoff_ms: Before its third attempt a run that lost two waits so long, in milliseconds,
+            before each further one twice as long, at most 60 s. It keeps its slot and its place.
         cancel_grace_ms: How long an adapter may take to stop, in milliseconds; then it is left behind.
         stop_drain_ms: How long `stop()` lets runs go on before it cancels them, in milliseconds.
         clock: The source of time.
@@ -89,28 +91,21 @@ class SessionServer(Actor):
 
     __slots__ = (
         "_adapter",
-        "_attached",
-        "_callbacks",
+        "_calls",
         "_cancel_grace_ms",
-        "_claiming",
         "_default_run_options",
+        "_dispatcher",
         "_draining",
-        "_in_flight",
-        "_look_again",
-        "_looking",
+        "_had_grace",
+        "_max_attempts",
         "_on_orphan",
-        "_queue",
         "_readers",
-        "_recount_at",
-        "_recount_timer",
-        "_revision",
+        "_requeue_backoff_ms",
+        "_serving",
         "_session_opts",
-        "_settled",
         "_stop_drain_ms",
         "_store",
         "_telemetry",
-        "_traces",
-        "_watch",
         "manager",
         "max_concurrent_runs",
         "max_queued_runs",
@@ -131,18 +126,26 @@ class SessionServer(Actor):
         max_queued_runs: int = 100,
         default_run_options: Mapping[str, Any] | None = None,
         on_orphan: Literal["fail", "requeue"] = "fail",
+        max_attempts: int = 5,
+        requeue_backoff_ms: int = 1_000,
         cancel_grace_ms: int = DEFAULT_CANCEL_GRACE_MS,
         stop_drain_ms: int = 0,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         super().__init__(clock=clock)
-        if (session_id is None) == (session_opts is None):
-            raise ValidationError("give exactly one of session_id (attach) and session_opts (create)")
+        if session_id is None and session_opts is None:
+            raise ValidationError("give session_id (attach), session_opts (create), or both")
+        if session_id is not None and session_opts is not None:
+            if session_opts.get("id", session_id) != session_id:
+                raise ValidationError("session_opts names another id than session_id")
+            session_opts = {**session_opts, "id": session_id}
         self.max_concurrent_runs: int = options.integer("max_concurrent_runs", max_concurrent_runs, minimum=1)
         self.max_queued_runs: int = options.integer("max_queued_runs", max_queued_runs, minimum=0)
         stored_options("default_run_options", default_run_options or {})
         self._default_run_options = default_run_options or None
         self._on_orphan = options.choice("on_orphan", on_orphan, ("fail", "requeue"))
+        self._max_attempts: int = options.integer("max_attempts", max_attempts, minimum=1)
+        self._requeue_backoff_ms: int = options.integer("requeue_backoff_ms", requeue_backoff_ms, minimum=0)
         self._cancel_grace_ms: int = options.integer("cancel_grace_ms", cancel_grace_ms, minimum=0)
         self._stop_drain_ms: int = options.integer("stop_drain_ms", stop_drain_ms, minimum=0)
         self._store = store
@@ -150,22 +153,12 @@ class SessionServer(Actor):
         self.manager = SessionManager(store, adapter, clock=clock, cancel_grace_ms=cancel_grace_ms)
         self.session_id = options.identifier("session_id", session_id) if session_id is not None else ""
         self._session_opts = session_opts
-        self._queue = RunQueue()
-        self._in_flight: dict[str, RunExecution] = {}
-        # What an idle server does without is made when it is needed.
-        self._callbacks: dict[str, list[EventCallback]] | None = None
-        self._traces: dict[str, RunTrace] | None = None
-        self._settled: set[asyncio.Future[None]] | None = None
+        self._dispatcher: Dispatcher = cast(Dispatcher, None)  # made by the start
         self._readers: Readers | None = None
-        self._watch: asyncio.Task[int] | None = None
-        self._looking: asyncio.Task[None] | None = None
-        self._look_again = False
-        self._revision: int | None = None
-        self._recount_at = 0.0
-        self._recount_timer: Timer | None = None
-        self._claiming = True
+        self._calls: Calls | None = None
         self._draining = False
-        self._attached = False
+        self._serving = False
+        self._had_grace = False
         self._telemetry: object = None
 
     # -- runs
@@ -191,44 +184,33 @@ class SessionServer(Actor):
         self._check_running()
         stored = stored_options("submit_run", run_options, self._default_run_options)
         callbacks = callbacks_of(run_options)
-        session = await self._store.get_session(self.session_id)
+        # With the id known beforehand, a run that starts at once finds its callbacks.
+        known_id = None if run_id is None else options.identifier("run_id", run_id)
+        return await self._calls_here().answer(self._submitted(input, known_id, stored, callbacks))
+
+    async def _submitted(
+        self, input: Any, run_id: str | None, run_options: JsonObject, callbacks: Sequence[EventCallback]
+    ) -> str:
+        with store_errors():
+            session = await self._store.get_session(self.session_id)
         if self._draining:
             await self._known_while_draining(run_id)
-        # With the id known beforehand, a run that starts at once finds its callbacks.
-        run_id = new_id("run_") if run_id is None else options.identifier("run_id", run_id)
-        if callbacks:
-            self._callbacks = self._callbacks or {}
-            self._callbacks.setdefault(run_id, []).extend(callbacks)
-        self._queue.submitting()  # a drain that begins now waits for it
-        waiting: str | None = None
+        run = self.manager.new_run(self.session_id, input, run_id=run_id, run_options=run_options)
+        dispatcher = self._dispatcher
+        submission = dispatcher.queue.submitting(run, callbacks)  # a drain that begins now waits for it
         waits = False
-        before = 0
         try:
-            run = await self.manager.accept_run(
-                self.session_id,
-                input,
-                run_id=run_id,
-                run_options=stored,
-                max_open_runs=self.max_concurrent_runs + self.max_queued_runs,
-            )
-            if run.status == RunStatus.PENDING:
-                waiting = run_id
-        finally:
-            before = len(self._queue)
-            # A server that has stopped meanwhile leaves the run to the next one.
-            waits = self._queue.submitted(waiting) and not self._phase_ended()
+            with store_errors():
+                stored = await self._store.enqueue_run(
+                    run, max_open_runs=self.max_concurrent_runs + self.max_queued_runs
+                )
+            waits = stored.status == RunStatus.PENDING
             if waits:
-                observer().queue_depth_changed(self.session_id, len(self._queue) - before)
-            elif callbacks and waiting is None:
-                (self._callbacks or {}).pop(run_id, None)
-            self._tell_settled()
-        if waits:
-            trace = observer().run(run, session.agent_id)
-            trace.queued(len(self._queue) - 1)
-            self._traces = self._traces or {}
-            self._traces[run_id] = trace
-        self._look()
-        return run_id
+                dispatcher.submitted(submission, stored, session.agent_id)
+        finally:
+            if not waits:
+                dispatcher.refused(submission)
+        return run.id
 
     async def _known_while_draining(self, run_id: str | None) -> None:
         """A draining server answers only for runs that it has accepted before."""
@@ -238,7 +220,8 @@ class SessionServer(Actor):
         if run_id is None:
             raise refusal
         try:
-            await self._store.get_run(run_id, session_id=self.session_id)
+            with store_errors():
+                await self._store.get_run(run_id, session_id=self.session_id)
         except RunNotFound:
             raise refusal from None
 
@@ -268,12 +251,9 @@ class SessionServer(Actor):
             )
 
         if timeout_ms == 0:
-            found = await self._stored_outcome(run_id)
-            if found is None:
-                raise late()
-            outcome = found
+            outcome = await self._calls_here().answer(self._known_outcome(run_id, late), LOOK_GRACE_MS, late)
         else:
-            outcome = await self._within(self._outcome_of(run_id), timeout_ms, late)
+            outcome = await self._calls_here().answer(self._outcome_of(run_id), timeout_ms, late)
         if outcome.error is not None:
             raise outcome.error
         assert outcome.result is not None
@@ -294,29 +274,32 @@ class SessionServer(Actor):
         """End a run as `cancelled`; one that has ended is left alone.
 
         A queued run never starts. One in flight here: its adapter is stopped, and this returns when
-        the run is terminal, at the latest after `cancel_grace_ms`. One in flight elsewhere is ended
-        at once, and its executor stops. Cancelling stops the waiting only.
+        the run is terminal, at the latest after `cancel_grace_ms`: while the store does not answer its
+        end is written later. One in flight elsewhere is ended at once, and its executor stops.
+        Cancelling stops the waiting only.
 
         Raises:
             RunNotFound: The session has no such run.
+            StoreUnavailable: It is not in flight here, and the store has not answered in
+                `cancel_grace_ms` (at least a second): it may be cancelled or not.
         """
         self._check_running()
+        began = self._clock.monotonic()
         execution = self._in_flight.get(run_id)
         if execution is None:
-            # In a task of its own: once begun, it is seen through.
-            ending = self.spawn(self._cancel_elsewhere(run_id))
-            await asyncio.wait([ending])
-            if ending.cancelled():  # by the server's end, not by the caller
-                raise self._gone()
-            if (error := ending.result()) is not None:
-                raise error
+            # Once begun, it is seen through.
+            await self._calls_here().answer(
+                self._cancelled_elsewhere(run_id),
+                max(self._cancel_grace_ms, LOOK_GRACE_MS),
+                lambda: StoreUnavailable(f"the store does not say whether run {run_id} is cancelled"),
+                is_seen_through=True,
+            )
             execution = self._in_flight.get(run_id)
         if execution is not None:
-            execution.cancel("cancelled")
-            await asyncio.shield(execution.outcome)
+            await self._cancelled_here(execution, "cancelled", began)
 
     async def interrupt_run(self, run_id: str) -> None:
-        """Like `cancel_run`, for a run in flight here only.
+        """Like `cancel_run` (reason `interrupted`), for a run in flight here only.
 
         Raises:
             RunNotFound: No such run is in flight here.
@@ -325,8 +308,12 @@ class SessionServer(Actor):
         execution = self._in_flight.get(run_id)
         if execution is None:
             raise RunNotFound(f"run {run_id} is not in flight in this server", details={"run_id": run_id})
-        execution.cancel("interrupted")
-        await asyncio.shield(execution.outcome)
+        await self._cancelled_here(execution, "interrupted", self._clock.monotonic())
+
+    async def _cancelled_here(self, execution: RunExecution, reason: str, began: float) -> None:
+        execution.cancel(reason)
+        waited_s = self._clock.monotonic() - began
+        await self._calls_here().answer(self._dispatcher.ended([execution], waited_s=waited_s))
 
     # -- subscriptions
 
@@ -363,7 +350,7 @@ class SessionServer(Actor):
     def status(self) -> ServerStatus:
         """What the server last saw. Plain: it answers while the store hangs."""
         self._check_running()
-        queued = self._queue.run_ids()
+        queued = self._dispatcher.queue.run_ids()
         return ServerStatus(
             session_id=self.session_id,
             in_flight_runs=list(self._in_flight),
@@ -408,257 +395,140 @@ class SessionServer(Actor):
 
     async def on_start(self) -> None:
         """Create the session or attach to it, then look after its queue."""
-        if self._session_opts is not None:
-            session = await self.manager.start_session(**self._session_opts)
-            self.session_id = session.id
-            self._session_opts = None  # a start that is tried again attaches
-        session = await self._store.get_session(self.session_id)
-        if session.status == SessionStatus.PENDING:
-            try:
-                session = await self.manager.activate_session(self.session_id)
-            except InvalidTransition:  # another server was first
-                session = await self._store.get_session(self.session_id)
-        if session.status.is_terminal:
-            await self.manager.end_runs_of(session)
-            raise InvalidTransition(
-                f"session {session.id} is {session.status}: it cannot be served",
-                from_status=session.status,
-            )
+        session = await self._session()
+        self._session_opts = None  # a start that is tried again attaches
+        with store_errors():
+            if session.status == SessionStatus.PENDING:
+                try:
+                    session = await self.manager.activate_session(self.session_id)
+                except InvalidTransition:  # another server was first
+                    session = await self._store.get_session(self.session_id)
+            if session.status.is_terminal:
+                await self.manager.end_runs_of(session)
+                raise InvalidTransition(
+                    f"session {session.id} is {session.status}: it cannot be served",
+                    from_status=session.status,
+                )
+        assert self._context is not None
+        self._dispatcher = Dispatcher(
+            self.manager,
+            self.session_id,
+            slots=self.max_concurrent_runs,
+            callbacks=callbacks_of(self._default_run_options),
+            max_attempts=self._max_attempts if self._on_orphan == "requeue" else None,
+            requeue_backoff_ms=self._requeue_backoff_ms,
+            cancel_grace_ms=self._cancel_grace_ms,
+            clock=self._clock,
+            spawn=self.spawn,
+            context=self._context,
+            on_change=self._tell_changed,
+        )
         self._telemetry = observer().session_started(session)
-        OrphanWatch.of(self._store, self._clock).add(self.session_id, self._look)
-        self._attached = True
-        self._watch_runs(None)
+        OrphanWatch.of(self._store, self._clock).add(self.session_id, self._dispatcher.look)
+        self._serving = True
+        self._dispatcher.open()
+
+    async def _session(self) -> Session:
+        """The session to serve; made, if that is asked for and there is none."""
+        if self.session_id:
+            try:
+                with store_errors():
+                    return await self._store.get_session(self.session_id)
+            except SessionNotFound:
+                if self._session_opts is None:
+                    raise
+        try:
+            session = await self.manager.start_session(**(self._session_opts or {}))
+        except Conflict:
+            if not self.session_id:
+                raise
+            with store_errors():
+                return await self._store.get_session(self.session_id)  # somebody else was first
+        self.session_id = session.id
+        return session
 
     async def on_stop(self) -> None:
         """Stop claiming, end the runs, bring the subscriptions up to there, release who waits."""
-        self._draining = True
-        if self._stop_drain_ms:
-            try:
-                await self._drained(self._stop_drain_ms, "run")
-            except DrainTimeout:
-                logger.info("session %s stops with runs in flight", self.session_id)
-        self._claiming = False
-        await self._stop_looking()
-        await self._end_runs()
-        if self._readers is not None:
-            await self._readers.finish()
-        self._release_waiting(None)
+        try:
+            self._draining = True
+            if self._stop_drain_ms:
+                try:
+                    await self._drained(self._stop_drain_ms, "run")
+                except DrainTimeout:
+                    logger.info("session %s stops with runs in flight", self.session_id)
+            cancelled = self._dispatcher.close()
+            in_time = await self._dispatcher.end_runs(requeue=self._on_orphan == "requeue")
+            # A store that has not written the ends in time is not waited for again.
+            grace_s = STORE_GRACE_S if in_time else 0.0
+            if self._readers is not None:
+                await self._readers.finish(grace_s=grace_s)
+            self._release(None)
+            calls = [] if self._calls is None else self._calls.tasks
+            if not await all_done(self._clock, grace_s, *cancelled, *calls):
+                logger.warning(
+                    "session %s leaves calls behind that its store does not answer", self.session_id
+                )
+            for task in cancelled:
+                leave_behind(task)
+        finally:
+            self._had_grace = True
+            self._release(None)
+            if self._calls is not None:
+                self._calls.cut_off()
 
     def on_crash(self, reason: BaseException) -> None:
         """Runs in flight are abandoned, so orphans; whoever waits here gets `ActorStopped`."""
-        self._claiming = False
-        if self._watch is not None:
-            self._watch.cancel()
+        if not self._serving:
+            return
+        for task in self._dispatcher.close():
+            leave_behind(task)
         if self._readers is not None:
             self._readers.fail()
-        self._release_waiting(reason)
+        self._release(reason)
+        if self._calls is not None:
+            self._calls.cut_off()
 
-    def _release_waiting(self, reason: BaseException | None) -> None:
-        if self._attached:
-            self._attached = False
-            OrphanWatch.of(self._store, self._clock).remove(self.session_id, self._look)
-            observer().session_stopped(self._telemetry, reason)
-        if self._recount_timer is not None:
-            self._recount_timer.cancel()
-        observer().queue_depth_changed(self.session_id, -len(self._queue))
-        for trace in (self._traces or {}).values():
-            trace.abandoned()
-        self._traces = None
+    def task_grace_s(self) -> float:
+        """Abandoned adapters have their grace, if they have not had it, and the store some time to let go."""
+        return (0 if self._had_grace else self._cancel_grace_ms / 1000) + 2 * STORE_GRACE_S
+
+    def _release(self, reason: BaseException | None) -> None:
+        """Nothing is served any more: whoever waits for something to happen here learns that. Idempotent."""
+        if not self._serving:
+            return
+        self._serving = False
+        OrphanWatch.of(self._store, self._clock).remove(self.session_id, self._dispatcher.look)
+        self._dispatcher.close()
+        self._dispatcher.forget()
         if self._readers is not None:
             self._readers.end()
-        for settled in self._settled or ():
-            if not settled.done():
-                settled.set_result(None)
+        observer().session_stopped(self._telemetry, reason)
 
-    async def _stop_looking(self) -> None:
-        tasks: list[asyncio.Task[Any]] = [task for task in (self._watch, self._looking) if task is not None]
-        self._watch = None
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+    # -- small facts
 
-    async def _end_runs(self) -> None:
-        """Cancel or requeue what is in flight; bounded by the adapters' grace and the store's."""
-        executions = list(self._in_flight.values())
-        for execution in executions:
-            if self._on_orphan == "requeue":
-                execution.requeue()
-            else:
-                execution.cancel("server_stopped")
-            logger.info("run %s is stopped with its server", execution.claimed.id)
-        if executions:
-            over = self.spawn(sleep(self._clock, self._cancel_grace_ms / 1000 + WRITE_GRACE_S))
-            ends = self.spawn(asyncio.wait([execution.outcome for execution in executions]))
-            await asyncio.wait([ends, over], return_when=asyncio.FIRST_COMPLETED)
-            over.cancel()
-            if not ends.done():
-                ends.cancel()
-                logger.warning("runs of session %s are abandoned by its server", self.session_id)
+    def _check_running(self) -> None:
+        if not self.is_running:
+            raise self._gone()
 
-    # -- the queue
+    def _calls_here(self) -> Calls:
+        if self._calls is None:
+            self._calls = Calls(self._clock, self._gone)
+        return self._calls
 
-    def _watch_runs(self, revision: int | None) -> None:
-        """Look for work, and again whenever anybody has changed the session's runs since. Plain.
+    # -- runs, seen from here
 
-        The store's own coroutine is the task: with a hundred thousand idle sessions, one more
-        around it would be felt.
-        """
-        self._look()
-        self._revision = revision
-        # The actor's own context, not a copy for the task and another for its callback.
-        waiting = self._store.wait_for_runs(self.session_id, after=revision, timeout_ms=None)
-        self._watch = self._loop.create_task(waiting, context=self._context)
-        self._watch.add_done_callback(self._runs_changed, context=self._context)
+    @property
+    def _in_flight(self) -> dict[str, RunExecution]:
+        return self._dispatcher.in_flight
 
-    def _runs_changed(self, watch: asyncio.Task[int]) -> None:
-        if watch is not self._watch or not self._attached:
-            return
-        before = self._revision
-        error = StoreError("the wait was cut off") if watch.cancelled() else watch.exception()
-        if error is None and watch.result() != before:
-            self._watch_runs(watch.result())
-        elif isinstance(error, ActorStopped):
-            logger.warning("the store of session %s stopped before its server", self.session_id)
-        elif error is None or isinstance(error, Exception):
-            # The store failed, or answered early: neither may make us spin.
-            if error is not None:
-                logger.warning("session %s waits for its store: %r", self.session_id, error)
-            self._watch = None
-            self.send_after(RETRY_DELAY_S, self._watch_runs, before)
-        else:
-            self.crash(error)
-
-    def _look(self) -> None:
-        """Have a task look at the queue; one that is looking already looks once more. Plain."""
-        if self._looking is not None:
-            self._look_again = True
-        elif self._attached and self._claiming:
-            self._looking = self.spawn(self._look_until_settled())
-
-    async def _look_until_settled(self) -> None:
-        try:
-            self._look_again = True
-            while self._look_again and self._claiming:
-                self._look_again = False
-                try:
-                    await self._look_once()
-                except ActorStopped:
-                    return
-                except Exception as error:  # a store of somebody else's may raise anything
-                    logger.warning("session %s looks again soon: %r", self.session_id, error)
-                    await sleep(self._clock, RETRY_DELAY_S)
-                    self._look_again = True
-        finally:
-            self._looking = None
-
-    async def _look_once(self) -> None:
-        for orphan in await self._store.list_orphaned_runs(session_id=self.session_id):
-            await self.manager.settle_orphan(orphan, requeue=self._on_orphan == "requeue")
-        if self._in_flight:
-            await self._drop_lost_runs()
-        while self._claiming and len(self._in_flight) < self.max_concurrent_runs:
-            run = await self._store.claim_run(self.session_id, max_concurrent_runs=self.max_concurrent_runs)
-            if run is None:
-                break
-            self._execute(run)
-        await self._recount_now_and_then()
-
-    async def _drop_lost_runs(self) -> None:
-        """Stop the adapters of runs that somebody else has ended or requeued."""
-        executing = dict(self._in_flight)
-        running = {
-            run.id: run.attempt
-            for run in await self._store.list_runs(self.session_id, status=RunStatus.RUNNING)
-        }
-        for run_id, execution in executing.items():
-            if running.get(run_id) != execution.claimed.attempt:
-                execution.lost()
-
-    async def _recount_now_and_then(self) -> None:
-        """Take the queue as the store has it: other servers submit, claim and cancel too.
-
-        Reading it all after every change would make a long queue quadratic: it is read so seldom
-        that it costs a few percent of the time, and once more when things have calmed down.
-        """
-        began = self._clock.monotonic()
-        if began < self._recount_at:
-            if self._recount_timer is None:
-                # Not a timer of the actor, which is silent while a stop drains.
-                self._recount_timer = self._clock.call_later(self._recount_at - began, self._recount_due)
-            return
-        self._queue.mark()
-        pending = self._queue.run_ids()  # what holds if the store does not answer
-        try:
-            runs = await self._store.list_runs(self.session_id, status=RunStatus.PENDING)
-            pending = [run.id for run in runs]
-        finally:
-            before = len(self._queue)
-            gone = self._queue.recount(pending)
-            observer().queue_depth_changed(self.session_id, len(self._queue) - before)
-        for run_id in gone:
-            (self._callbacks or {}).pop(run_id, None)
-            trace = (self._traces or {}).pop(run_id, None)
-            if trace is not None:
-                trace.abandoned()
-        self._tell_settled()
-        ended = self._clock.monotonic()
-        self._recount_at = ended + max(RECOUNT_INTERVAL_S, RECOUNT_SHARE * (ended - began))
-
-    def _recount_due(self) -> None:
-        self._recount_timer = None
-        self._look()
-
-    def _execute(self, run: Run) -> None:
-        """Give a claimed run its execution. Plain: between claim and execution nothing can happen."""
-        trace = (self._traces or {}).pop(run.id, None) or observer().run(run, None)
-        if self._queue.left(run.id):
-            observer().queue_depth_changed(self.session_id, -1)
-        execution = RunExecution(
-            store=self._store,
-            adapter=self._adapter,
-            run=run,
-            callbacks=[
-                *callbacks_of(self._default_run_options),
-                *(self._callbacks or {}).pop(run.id, ()),
-            ],
-            trace=trace,
-            clock=self._clock,
-            cancel_grace_ms=self._cancel_grace_ms,
-        )
-        self._in_flight[run.id] = execution
-        observer().in_flight_changed(self.session_id, 1)
-        execution.outcome.add_done_callback(lambda _: self._ended(execution))
-        execution.start(self.spawn)
-        self._tell_changed(run.id)
-
-    def _ended(self, execution: RunExecution) -> None:
-        # A later attempt of the run may have its place: this one was taken away, and stopped slowly.
-        if self._in_flight.get(execution.claimed.id) is execution:
-            del self._in_flight[execution.claimed.id]
-        observer().in_flight_changed(self.session_id, -1)
-        self._tell_changed(execution.claimed.id)
-        self._tell_settled()
-        self._look()
-
-    async def _cancel_elsewhere(self, run_id: str) -> AsmError | None:
+    async def _cancelled_elsewhere(self, run_id: str) -> None:
         """Cancel a run that was not in flight here when this began."""
-        try:
+        with store_errors():
             run = await self._store.get_run(run_id, session_id=self.session_id)
-            if run.id in self._in_flight or run.status.is_terminal:
-                return None
+            if run_id in self._in_flight or run.status.is_terminal:
+                return
             run = await self.manager.end_as_cancelled(run_id, self.session_id, reason="cancelled")
-        except AsmError as error:
-            return error
-        if self._queue.left(run_id):
-            observer().queue_depth_changed(self.session_id, -1)
-            trace = (self._traces or {}).pop(run_id, None)
-            if trace is not None:
-                trace.ended(run)
-        self._tell_settled()
-        return None
-
-    # -- waiting
+        self._dispatcher.ended_elsewhere(run)
 
     async def _outcome_of(self, run_id: str) -> RunOutcome:
         """How a run ends: from its execution here, or from the store when the log says so."""
@@ -669,7 +539,7 @@ class SessionServer(Actor):
                 if outcome.is_final:
                     await self._readers_here().handed_out(outcome.last_sequence_number)
                     return outcome
-            if self._phase_ended():
+            if not self._serving:
                 raise self._gone()
             # Ask for the change before looking, so that none falls between.
             with self._readers_here().change_of(run_id) as change:
@@ -680,31 +550,27 @@ class SessionServer(Actor):
                 if run_id not in self._in_flight:
                     await change
 
-    def _readers_here(self) -> Readers:
-        if self._readers is None:
-            self._readers = Readers(
-                self._store, self.session_id, clock=self._clock, spawn=self.spawn, gone=self._gone
-            )
-        return self._readers
-
-    def _tell_changed(self, run_id: str) -> None:
-        if self._readers is not None:
-            self._readers.tell_changed(run_id)
+    async def _known_outcome(self, run_id: str, late: Callable[[], AsmError]) -> RunOutcome:
+        outcome = await self._stored_outcome(run_id)
+        if outcome is None:
+            raise late()
+        return outcome
 
     async def _stored_outcome(self, run_id: str) -> RunOutcome | None:
         """How it has ended, if it has and nothing of it is under way here."""
-        run = await self._store.get_run(run_id, session_id=self.session_id)
-        if not run.status.is_terminal or run_id in self._in_flight:
-            return None
-        last = await last_number_of(self._store, run)
+        with store_errors():
+            run = await self._store.get_run(run_id, session_id=self.session_id)
+            if not run.status.is_terminal or run_id in self._in_flight:
+                return None
+            last = await last_number_of(self._store, run)
         await self._readers_here().handed_out(last)
         return outcome_of(run, last)
 
     async def _drained(self, timeout_ms: int | None, queued: str) -> None:
         self._draining = True
         if queued == "leave":
-            self._claiming = False
-        await self._within(
+            self._dispatcher.claiming = False
+        await self._calls_here().answer(
             self._settled_down(queued),
             timeout_ms,
             lambda: DrainTimeout(
@@ -714,51 +580,20 @@ class SessionServer(Actor):
         )
 
     async def _settled_down(self, queued: str) -> None:
-        if queued == "leave" and self._looking is not None:  # a claim under way counts as in flight
-            await asyncio.wait([self._looking])
-        while self._in_flight or (queued == "run" and self._queue.has_own):
-            if self._phase_ended():
-                raise self._gone()
-            settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._settled = self._settled or set()
-            self._settled.add(settled)
-            try:
-                await settled
-            finally:
-                self._settled.discard(settled)
-
-    def _tell_settled(self) -> None:
-        for settled in self._settled or ():
-            if not settled.done():
-                settled.set_result(None)
-
-    async def _within(self, work: Awaitable[T], timeout_ms: int | None, late: Any) -> T:
-        """Await the work, at most so long. The work is cancelled with its caller and at the timeout."""
-        if timeout_ms is None:
-            return await work
-        task = asyncio.ensure_future(work)
-        over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        timer = self._clock.call_later(timeout_ms / 1000, _resolve, over)
-        try:
-            either: set[asyncio.Future[Any]] = {task, over}
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            if task.done():
-                return task.result()
-            raise late()
-        finally:
-            timer.cancel()
-            task.cancel()
-
-    # -- small facts
-
-    def _check_running(self) -> None:
-        if not self.is_running:
+        if not await self._dispatcher.drained(queued):
             raise self._gone()
 
-    def _phase_ended(self) -> bool:
-        return not self._attached
+    # -- readers
 
+    def _readers_here(self) -> Readers:
+        if self._readers is None:
+            self._readers = Readers(
+                self._store, self.session_id, clock=self._clock, spawn=self.spawn, gone=self._gone
+            )
+            if not self._serving:
+                self._readers.end()
+        return self._readers
 
-def _resolve(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
+    def _tell_changed(self, run_id: str) -> None:
+        if self._readers is not None:
+            self._readers.tell_changed(run_id)

@@ -18,9 +18,9 @@ from typing import Self
 
 from asm_runtime import options
 from asm_runtime.clock import Clock, sleep
-from asm_runtime.errors import ActorStopped, ValidationError
+from asm_runtime.errors import ActorStopped, AsmError, ValidationError
 from asm_runtime.follow import follow
-from asm_runtime.foreign import store_errors
+from asm_runtime.foreign import answered
 from asm_runtime.observer import observer
 from asm_runtime.ports import SessionStore
 from asm_runtime.records import Event, EventType
@@ -74,18 +74,21 @@ class Feed:
         """Follow the log until the session is deleted; the work of a task of the server."""
         while True:
             try:
-                latest = await self._store.get_latest_sequence(self.session_id)
-                if not self._started.done():
-                    self.position = latest
-                    self._started.set_result(None)
-                if latest >= self.position:
-                    await self._hand_out()
+                await answered(self._follow())
                 return
             except ActorStopped:
                 raise
-            except Exception as error:  # a store of somebody else's may raise anything
+            except AsmError as error:
                 logger.warning("the feed of session %s waits for its store: %r", self.session_id, error)
                 await sleep(self._clock, RETRY_DELAY_S)
+
+    async def _follow(self) -> None:
+        latest = await self._store.get_latest_sequence(self.session_id)
+        if not self._started.done():
+            self.position = latest
+            self._started.set_result(None)
+        if latest >= self.position:
+            await self._hand_out()
 
     async def started(self) -> None:
         """Return when `position` is known, or the feed has ended before it was."""
@@ -321,8 +324,8 @@ class Subscription:
             feed.attach(self)
             self._attached_at = feed.position
         last = self._last
-        with store_errors():
-            page = await self._store.get_events(
+        page = await answered(
+            self._store.get_events(
                 self._session_id,
                 run_id=self._run_ids,
                 type=self._types,
@@ -330,6 +333,7 @@ class Subscription:
                 before=None if last is None else last + 1,
                 limit=min(PAGE_SIZE, self._limit),
             )
+        )
         if self._closed:
             return
         if page:

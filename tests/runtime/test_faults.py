@@ -503,20 +503,28 @@ async def test_ending_a_session_cancelled_at_any_await_is_done_or_not_begun(
     assert [(await store.get_run(run.id)).status.is_terminal for run in runs] == [ended] * 3
 
 
-async def test_a_submission_that_ends_after_the_stop_is_the_next_servers(store: SessionStore) -> None:
-    faulty = FaultyStore(store)
-    server = await open_server(faulty, ScriptedAdapter())
+async def test_a_submission_that_the_store_takes_after_the_stop_is_the_next_servers(
+    store: SessionStore,
+) -> None:
+    """Its caller does not wait for that: it may submit again, with the same id."""
+    faulty, clock = FaultyStore(store), JumpingClock()
+    faulty.shielding.add("enqueue_run")
+    server = await open_server(faulty, ScriptedAdapter(), clock=clock)
     faulty.hanging.add("enqueue_run")
-    submitting = asyncio.create_task(server.submit_run({}))
+    submitting = asyncio.create_task(server.submit_run({}, run_id="mine"))
     await until(lambda: faulty.calls["enqueue_run"])
-    await server.stop()
+    stopping = asyncio.create_task(server.stop())
+    while not stopping.done():
+        await clock.advance_ms(100)
+    with pytest.raises(ActorStopped):
+        await submitting
     faulty.heal()
-    run_id = await submitting
-    assert not server._traces  # pyright: ignore[reportPrivateUsage]
     async with SessionServer(
         store=store, adapter=ScriptedAdapter(), session_id=server.session_id
     ) as successor:
-        assert (await successor.await_run(run_id)).status == RunStatus.COMPLETED
+        assert await successor.submit_run({}, run_id="mine") == "mine"
+        assert (await successor.await_run("mine")).status == RunStatus.COMPLETED
+    assert not server._dispatcher.queue.has_own
 
 
 async def test_a_stop_that_drains_sees_what_others_do_with_its_queue(store: SessionStore) -> None:

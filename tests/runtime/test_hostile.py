@@ -170,7 +170,7 @@ async def test_a_wait_that_the_store_cuts_off_leaves_no_server_deaf(store: Sessi
         faulty.failing["wait_for_runs"] = asyncio.CancelledError()
         run = await server.manager.start_run(server.session_id, {})  # rings
         await server.await_run(run.id)
-        await until(lambda: server._watch is None)  # pyright: ignore[reportPrivateUsage]
+        await until(lambda: server._dispatcher._watch is None)
         faulty.heal()
         await clock.advance_ms(2_000)
         run = await server.manager.start_run(server.session_id, {})

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import logging
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any

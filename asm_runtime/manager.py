@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
-from typing import Any, TypeVar, Unpack
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
+from typing import Any, Unpack
 
 from asm_runtime import options
-from asm_runtime.clock import SYSTEM_CLOCK, Clock, sleep
+from asm_runtime.clock import SYSTEM_CLOCK, Clock
 from asm_runtime.endings import correlation_of, ended
 from asm_runtime.errors import (
-    ActorStopped,
     AsmError,
     CapabilityMissing,
     Conflict,
@@ -21,14 +18,13 @@ from asm_runtime.errors import (
     ProviderError,
     RunFailed,
 )
-from asm_runtime.execution import RunExecution
 from asm_runtime.follow import follow
 from asm_runtime.foreign import own, store_errors
+from asm_runtime.job import Job, seen_through
 from asm_runtime.observer import observer
 from asm_runtime.orphans import LOST_ATTEMPTS, lost_attempts
 from asm_runtime.payload import JsonObject, canonical_object, lossy
 from asm_runtime.ports import (
-    EventCallback,
     ExecutionResult,
     ProviderAdapter,
     RunResult,
@@ -39,14 +35,7 @@ from asm_runtime.run_options import RunOptionArgs, callbacks_of, stored_options
 
 __all__ = ["SessionManager"]
 
-T = TypeVar("T")
-
-logger = logging.getLogger(__name__)
-
 _PAGE = 500
-
-_RETRY_DELAY_S = 1.0
-"""Pause before a run is watched again after the store failed."""
 
 DEFAULT_CANCEL_GRACE_MS = 5_000
 
@@ -273,7 +262,8 @@ class SessionManager:
         """Execute a pending run here, to its end.
 
         Cancelling the caller cancels the run: `run_cancelled` (reason `caller_cancelled`) is stored
-        and the adapter has ended before `CancelledError` leaves.
+        and the adapter has ended before `CancelledError` leaves. A store that hangs is not waited for
+        longer than for an adapter: then the run is left an orphan.
 
         Args:
             run_id: Which.
@@ -284,11 +274,12 @@ class SessionManager:
             RunNotFound: There is no such run.
             Conflict: It is not pending: done, or taken by a server.
             InvalidTransition: Its session is not active.
+            StoreError: Its end could not be written: it is an orphan.
             AsmError: The run's own error, with `session_id` and `run_id`.
         """
         given = stored_options("execute_run", run_options)
-        job = _Job(self, callbacks_of(run_options))
-        return await job.uninterrupted(job.execute(run_id, session_id, given))
+        job = self._job(run_options)
+        return await job.see_through(job.execute(run_id, session_id, given))
 
     async def run_once(
         self,
@@ -316,14 +307,14 @@ class SessionManager:
             AsmError: The run's own error, with `session_id` and `run_id`; the session is failed.
         """
         given = stored_options("run_once", run_options)
-        job = _Job(self, callbacks_of(run_options))
+        job = self._job(run_options)
         opening = {
             "agent_id": self.adapter.name if agent_id is None else agent_id,
             "metadata": canonical_object(metadata, "metadata") | {"provider": self.adapter.name},
             "context": context,
             "tags": tags,
         }
-        return await job.uninterrupted(job.once(opening, input, given))
+        return await job.see_through(job.once(opening, input, given))
 
     async def cancel_run(self, run_id: str, *, session_id: str | None = None) -> Run:
         """End a run as `cancelled`; one that has ended is returned as it is.
@@ -512,7 +503,10 @@ class SessionManager:
             await self.end_runs_of(session)
             return session
 
-        return await _seen_through(asyncio.get_running_loop().create_task(ending()))
+        return await seen_through(ending(), self._clock)
+
+    def _job(self, run_options: Mapping[str, object]) -> Job:
+        return Job(self, callbacks_of(run_options), clock=self._clock, cancel_grace_ms=self._cancel_grace_ms)
 
     def _session_event(self, session: Session, type: EventType, data: JsonObject | None) -> Event:
         return Event.new(
@@ -530,158 +524,6 @@ class SessionManager:
             return correlation_of(await self.store.get_session(session_id))
         except NotFound:
             return None
-
-
-class _Job:
-    """A run that is executed for its caller: it outlives a cancelled caller until its end is stored."""
-
-    def __init__(self, manager: SessionManager, callbacks: Sequence[EventCallback]) -> None:
-        self._manager = manager
-        self._store = manager.store
-        self._callbacks = callbacks
-        self._execution: RunExecution | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._cancelled = False
-
-    async def uninterrupted(self, work: Any) -> RunResult:
-        """Await the work; a cancelled caller cancels the run, then waits until that is done."""
-        task: asyncio.Task[RunResult] = asyncio.get_running_loop().create_task(work)
-        return await _seen_through(task, self._cancel)
-
-    def _cancel(self) -> None:
-        self._cancelled = True
-        if self._execution is not None:
-            self._execution.cancel("caller_cancelled")
-            self._bound_callbacks()
-
-    def _bound_callbacks(self) -> None:
-        """A cancelled caller waits for its callbacks no longer than for an adapter."""
-        assert self._execution is not None
-        assert self._task is not None
-        manager, task = self._manager, self._task
-        self._execution.outcome.add_done_callback(
-            lambda _: manager._clock.call_later(manager._cancel_grace_ms / 1000, task.cancel)
-        )
-
-    async def once(self, opening: dict[str, Any], input: Any, run_options: JsonObject) -> RunResult:
-        manager = self._manager
-        session = await manager.start_session(**opening)
-        run: Run | None = None
-        try:
-            session = await manager.activate_session(session.id)
-            run = await manager.accept_run(session.id, input, run_options=run_options)
-            result = await self.execute(run.id, session.id, {})
-        except AsmError as error:
-            error.session_id = session.id
-            error.run_id = run.id if run is not None else error.run_id
-            await self._end_session(session.id, error)
-            raise
-        if self._cancelled:
-            await self._end_session(session.id, None)
-            return result
-        try:
-            await manager.complete_session(session.id)
-        except AsmError as error:  # somebody else has changed it, or the store fails
-            error.session_id, error.run_id = session.id, run.id
-            raise
-        return result
-
-    async def _end_session(self, session_id: str, error: AsmError | None) -> None:
-        """Cancel or fail the session of a run that did not complete; its own end may be there first."""
-        try:
-            if self._cancelled or error is None:
-                await self._manager.cancel_session(session_id)
-            else:
-                await self._manager.fail_session(session_id, error)
-        except (InvalidTransition, NotFound):
-            return
-
-    async def execute(self, run_id: str, session_id: str | None, given: JsonObject) -> RunResult:
-        manager, store = self._manager, self._store
-        known = await store.get_run(run_id, session_id=session_id)
-        run = await store.claim_run(known.session_id, run_id=run_id)
-        if run is None:
-            raise await self._why_not(known)
-        trace = observer().run(run, None, awaited=True)
-        execution = self._execution = RunExecution(
-            store=store,
-            adapter=manager.adapter,
-            run=run,
-            callbacks=self._callbacks,
-            trace=trace,
-            clock=manager._clock,
-            cancel_grace_ms=manager._cancel_grace_ms,
-            options=given,
-        )
-        loop = asyncio.get_running_loop()
-        watch = loop.create_task(_watch(store, manager._clock, execution))
-        task = self._task = execution.start(loop.create_task)
-        if self._cancelled:
-            self._cancel()
-        observer().in_flight_changed(run.session_id, 1)
-        try:
-            await asyncio.wait([task])
-        finally:
-            observer().in_flight_changed(run.session_id, -1)
-            watch.cancel()
-        outcome = execution.outcome.result()
-        if outcome.error is not None:
-            raise outcome.error
-        if outcome.result is None:
-            raise outcome.given_up or LeaseLost(f"run {run.id} goes on elsewhere")
-        return outcome.result
-
-    async def _why_not(self, known: Run) -> AsmError:
-        run = await self._store.get_run(known.id, session_id=known.session_id)
-        if run.status != RunStatus.PENDING:
-            return Conflict(f"run {run.id} is {run.status}, not pending")
-        session = await self._store.get_session(run.session_id)
-        if session.status == SessionStatus.ACTIVE:  # it became so after the claim
-            return Conflict(f"run {run.id} could not be claimed")
-        return InvalidTransition(
-            f"session {session.id} is {session.status}: its runs do not start",
-            from_status=session.status,
-        )
-
-
-async def _seen_through(task: asyncio.Task[T], cancelled: Callable[[], object] | None = None) -> T:
-    """Await the task. A cancelled caller, once `cancelled()` is told, leaves when the task is done."""
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        if cancelled is not None:
-            cancelled()
-        while not task.done():
-            try:
-                await asyncio.wait([task])
-            except asyncio.CancelledError:
-                continue
-        if not task.cancelled():
-            task.exception()
-        raise
-
-
-async def _watch(store: SessionStore, clock: Clock, execution: RunExecution) -> None:
-    """Tell an execution when somebody else has ended its run."""
-    claimed = execution.claimed
-    revision: int | None = None
-    while True:
-        try:
-            seen = await store.wait_for_runs(claimed.session_id, after=revision, timeout_ms=None)
-            run = await store.get_run(claimed.id, session_id=claimed.session_id)
-        except (ActorStopped, NotFound):
-            execution.lost()
-            return
-        except AsmError as error:
-            logger.warning("run %s is not watched for a while: %s", claimed.id, error)
-            await sleep(clock, _RETRY_DELAY_S)
-            continue
-        if run.status != RunStatus.RUNNING or run.attempt != claimed.attempt:
-            execution.lost()
-            return
-        if seen == revision:  # answered early: that must not make us spin
-            await sleep(clock, _RETRY_DELAY_S)
-        revision = seen
 
 
 def _refuse_ended(session: Session) -> None:

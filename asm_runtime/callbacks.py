@@ -14,6 +14,7 @@ from asm_runtime.errors import ActorStopped, AsmError
 from asm_runtime.foreign import answered
 from asm_runtime.ports import EventCallback, SessionStore
 from asm_runtime.records import Event, Fence
+from asm_runtime.tasks import start_task
 
 __all__ = ["EventCallbacks"]
 
@@ -63,7 +64,7 @@ class EventCallbacks:
         self._ended = False
         self._given = 0
         self._wake: asyncio.Future[None] | None = None
-        self._task = asyncio.get_running_loop().create_task(self._run())
+        self._task = start_task(self._run())
 
     def put(self, events: Sequence[Event]) -> None:
         """These are stored now. An event that was stored before is passed over."""

@@ -44,6 +44,7 @@ from asm_runtime.ports import (
 from asm_runtime.recorder import MOVED_ON, RETRY_DELAYS_S, RunRecorder, patiently
 from asm_runtime.records import Event, EventType, Run, RunStatus, Session
 from asm_runtime.run_options import RunOptions
+from asm_runtime.tasks import start_task
 from asm_runtime.transcript import replay
 
 __all__ = ["RunExecution"]
@@ -202,7 +203,7 @@ class RunExecution:
     async def _attempt(self) -> _Verdict:
         """Everything up to the verdict; the adapter has stopped when this returns."""
         if not self._verdict.done():
-            preparing = asyncio.get_running_loop().create_task(self._prepare())
+            preparing = start_task(self._prepare())
             either: set[asyncio.Future[Any]] = {preparing, self._verdict}
             try:
                 await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -286,7 +287,7 @@ class RunExecution:
         assert self._session is not None
         assert self._context is not None
         assert self._recorder is not None
-        provider = asyncio.get_running_loop().create_task(
+        provider = start_task(
             _executed(self._adapter, self.claimed, self._session, self._context),
             context=self._trace.execution_context(),
         )
@@ -356,7 +357,7 @@ class RunExecution:
     async def _stopped(self, provider: asyncio.Task[ProviderResult]) -> None:
         """Cancel the adapter both ways; returns when both are done, or the grace is over."""
         provider.cancel()
-        told = asyncio.get_running_loop().create_task(self._tell_adapter())
+        told = start_task(self._tell_adapter())
         try:
             stopped = await all_done(self._clock, self._cancel_grace_ms / 1000, provider, told)
         finally:
@@ -523,7 +524,7 @@ class RunExecution:
 
     def _begin_release(self) -> asyncio.Task[None]:
         self._holds_claim = False
-        release = asyncio.get_running_loop().create_task(_released(self._store, self.claimed, self._clock))
+        release = start_task(_released(self._store, self.claimed, self._clock))
         _releases.add(release)
         release.add_done_callback(_releases.discard)
         return release

@@ -23,6 +23,7 @@ from asm_runtime.payload import JsonObject
 from asm_runtime.ports import EventCallback, RunResult, SessionStore
 from asm_runtime.recorder import patiently
 from asm_runtime.records import Run, RunStatus, SessionStatus
+from asm_runtime.tasks import start_task
 
 if TYPE_CHECKING:
     from asm_runtime.manager import SessionManager
@@ -76,7 +77,7 @@ class Job:
         It waits no longer than the adapter's grace, and as long again for a store that hangs; then
         the attempt is given up, so that its run is an orphan.
         """
-        task = asyncio.get_running_loop().create_task(work)
+        task = start_task(work)
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
@@ -153,9 +154,8 @@ class Job:
             cancel_grace_ms=self._cancel_grace_ms,
             options=given,
         )
-        loop = asyncio.get_running_loop()
-        attempt = self._attempt = execution.start(loop.create_task)
-        watch = loop.create_task(_watch(store, self._clock, execution))
+        attempt = self._attempt = execution.start(start_task)
+        watch = start_task(_watch(store, self._clock, execution))
         if self._cancelled:
             execution.cancel("caller_cancelled")
         observer().in_flight_changed(run.session_id, 1)
@@ -190,7 +190,7 @@ async def seen_through(work: Coroutine[Any, Any, T], clock: Clock) -> T:
 
     It leaves when the work is done, or when a store hangs; then the work is left to itself.
     """
-    task = asyncio.get_running_loop().create_task(work)
+    task = start_task(work)
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
@@ -201,7 +201,7 @@ async def seen_through(work: Coroutine[Any, Any, T], clock: Clock) -> T:
 
 async def _undisturbed(work: Coroutine[Any, Any, object]) -> None:
     """Await it, however often the caller is cancelled meanwhile."""
-    task = asyncio.get_running_loop().create_task(work)
+    task = start_task(work)
     while not task.done():
         try:
             await asyncio.wait([task])

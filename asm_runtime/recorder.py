@@ -25,6 +25,7 @@ from asm_runtime.observer import RunTrace, observer
 from asm_runtime.payload import JsonObject, canonical_object, encode
 from asm_runtime.ports import EventCallback, SessionStore
 from asm_runtime.records import TERMINAL_EVENT_TYPES, Event, EventType, Fence
+from asm_runtime.tasks import start_task
 
 __all__ = ["MOVED_ON", "RETRY_DELAYS_S", "RunRecorder", "patiently"]
 
@@ -146,7 +147,7 @@ class RunRecorder:
         self._buffered_bytes += len(encode((event.data, event.metadata)))
         self.last_emit = self._clock.monotonic()
         if self._pump is None:
-            self._pump = asyncio.get_running_loop().create_task(self._append_buffered())
+            self._pump = start_task(self._append_buffered())
 
     def event(
         self,

@@ -102,6 +102,7 @@ class _Extras:
     """What an idle actor does without; made when it is needed."""
 
     __slots__ = (
+        "abandoned",
         "deferred",
         "ending",
         "idle",
@@ -127,6 +128,7 @@ class _Extras:
         self.ending: asyncio.Task[None] | None = None
         self.idle: asyncio.Future[None] | None = None
         self.reason: BaseException | None = None
+        self.abandoned: str | None = None
 
 
 class _ActorTimer:
@@ -280,6 +282,19 @@ class Actor:
         for task in self._owned_tasks():
             task.cancel()
         self._close()
+
+    def abandon(self, state: str) -> None:
+        """End it in this process, which has inherited it by a fork, and leave it to the other.
+
+        Nobody who waits is told and no task is cancelled: they and their loop are the other's too.
+
+        Args:
+            state: What whoever uses it here is told, after its name.
+        """
+        self._phase = _STOPPED
+        self._mail, self._rest, self._busy = [], None, None
+        self._extras = _Extras()
+        self._extras.abandoned = state
 
     async def __aenter__(self) -> Self:
         return await self.start()
@@ -548,6 +563,8 @@ class Actor:
         reason = None if self._extras is None else self._extras.reason
         if reason is not None:
             state = "has crashed"
+        elif self._extras is not None and self._extras.abandoned is not None:
+            state = self._extras.abandoned
         else:
             state = {_NEW: "is not started", _STARTING: "is not started yet"}.get(self._phase, "has stopped")
         error = ActorStopped(f"{self!r} {state}")

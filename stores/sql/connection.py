@@ -11,10 +11,12 @@ import asyncio
 import sqlite3
 import threading
 from collections.abc import Callable
-from queue import SimpleQueue
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from typing import Any, TypeAlias, TypeVar, TypeVarTuple
 
 from asm_runtime.errors import ActorStopped
+from asm_runtime.stores.sql import forks
 
 __all__ = ["ConnectionThreads"]
 
@@ -27,11 +29,12 @@ _Job: TypeAlias = "tuple[Callable[..., Any], tuple[Any, ...], asyncio.Future[Any
 class ConnectionThreads:
     """Threads that each hold a connection and take jobs from one queue, first come first served.
 
-    The queue is as long as there are callers that wait: whoever wants a bound limits those.
+    A thread is started, and connects, for a job that finds all others at work. The queue is as long
+    as there are callers that wait: whoever wants a bound limits those.
 
     Args:
         connect: Makes a thread's connection, in that thread.
-        count: How many threads.
+        count: How many threads there may be.
         name: What the threads are called.
     """
 
@@ -41,31 +44,13 @@ class ConnectionThreads:
         self._name = name
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._loop = asyncio.get_running_loop()
-        self._ended: list[asyncio.Future[None]] = []
+        self._running: set[asyncio.Future[None]] = set()
+        """One for each thread, done when it has ended."""
+        self._unanswered = 0
+        self._cursors: set[sqlite3.Cursor] = set()
         self.closing = False
         """Whether no more jobs are taken."""
-
-    async def open(self) -> None:
-        """Start the threads and their connections. One that fails leaves no thread behind.
-
-        Raises:
-            sqlite3.Error: What `connect` raised.
-        """
-        opened: list[asyncio.Future[None]] = []
-        for number in range(self._count):
-            ready, ended = self._loop.create_future(), self._loop.create_future()
-            opened.append(ready)
-            self._ended.append(ended)
-            # A daemon: a program that forgets to stop its store must still be able to end.
-            threading.Thread(
-                target=self._work, args=(ready, ended), name=f"{self._name}-{number}", daemon=True
-            ).start()
-        try:
-            await asyncio.gather(*opened)
-        except BaseException:
-            await asyncio.wait(opened)
-            await self.close()
-            raise
+        forks.keep(self)
 
     def run(self, job: Callable[[sqlite3.Cursor, *Ts], T], *args: *Ts) -> asyncio.Future[T]:
         """Have a thread call `job(cursor, *args)`; await the answer.
@@ -76,68 +61,96 @@ class ConnectionThreads:
 
         Raises:
             ActorStopped: The threads are closing.
-            Exception: What the job raised.
+            Exception: What the job raised; or `connect`, if there is no connection at all.
         """
         if self.closing:
             raise ActorStopped(f"{self._name} has closed")
         answer: asyncio.Future[T] = self._loop.create_future()
         self._jobs.put((job, args, answer))
+        self._unanswered += 1
+        if len(self._running) < min(self._unanswered, self._count):
+            self._start_thread()
         return answer
 
     async def close(self) -> None:
         """Run the jobs that wait, then close the connections. Idempotent."""
         self.close_soon()
-        if self._ended:
-            await asyncio.shield(asyncio.wait(self._ended))
+        if self._running:
+            await asyncio.shield(asyncio.wait(set(self._running)))
 
     def close_soon(self) -> None:
         """Begin to close, and wait for nothing."""
         if not self.closing:
             self.closing = True
-            for _ in range(self._count):
+            for _ in self._running:
                 self._jobs.put(None)
 
-    def _work(self, ready: asyncio.Future[None], ended: asyncio.Future[None]) -> None:
-        try:
-            connection = self._connect()
-        except Exception as error:
-            self._tell(ready, None, error)
-        else:
-            self._tell(ready, None, None)
-            try:
-                cursor = connection.cursor()
-                while self._serve_one(cursor):
-                    pass
-            finally:
-                connection.close()
-        finally:
-            self._tell(ended, None, None)
+    def leave_to_parent(self) -> None:
+        """See `forks.Inheritable`."""
+        self.closing = True
+        for cursor in self._cursors:  # and its connection with it
+            forks.never_free(cursor)
 
-    def _serve_one(self, cursor: sqlite3.Cursor) -> bool:
+    def _start_thread(self) -> None:
+        ended: asyncio.Future[None] = self._loop.create_future()
+        self._running.add(ended)
+        # A daemon: a program that forgets to stop its store must still be able to end.
+        threading.Thread(target=self._work, args=(ended,), name=self._name, daemon=True).start()
+
+    def _work(self, ended: asyncio.Future[None]) -> None:
+        working = forks.working()
+        try:
+            with working:
+                cursor = self._connect().cursor()
+                self._cursors.add(cursor)
+        except Exception as error:
+            self._in_loop(self._ended, ended, error)
+            return
+        try:
+            while self._serve_one(cursor, working):
+                pass
+            with working:
+                self._cursors.discard(cursor)
+                cursor.connection.close()
+        finally:
+            self._in_loop(self._ended, ended, None)
+
+    def _serve_one(self, cursor: sqlite3.Cursor, working: threading.Lock) -> bool:
         """In a frame of its own: what a job leaves behind must not live until the next one comes."""
         job = self._jobs.get()
         if job is None:
             return False
         call, args, answer = job
         try:
-            result = call(cursor, *args)
+            with working:
+                result = call(cursor, *args)
         except BaseException as error:
-            self._tell(answer, None, error)
+            self._in_loop(self._settle, answer, None, error)
         else:
-            self._tell(answer, result, None)
+            self._in_loop(self._settle, answer, result, None)
         return True
 
-    def _tell(self, answer: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
-        try:
-            self._loop.call_soon_threadsafe(_settle, answer, result, error)
-        except RuntimeError:  # the loop is closed: nobody waits any more
-            pass
+    def _in_loop(self, callback: Callable[[*Ts], None], *args: *Ts) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self._loop.call_soon_threadsafe(callback, *args)
 
+    def _settle(self, answer: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+        self._unanswered -= 1
+        if answer.done():
+            return
+        if error is None:
+            answer.set_result(result)
+        else:
+            answer.set_exception(error)
 
-def _settle(answer: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
-    if answer.done():
-        return
-    if error is None:
-        answer.set_result(result)
-    else:
-        answer.set_exception(error)
+    def _ended(self, ended: asyncio.Future[None], error: Exception | None) -> None:
+        self._running.discard(ended)
+        ended.set_result(None)
+        # Others that are connected do the jobs of one that is not.
+        while error is not None and not self._running:
+            try:
+                job = self._jobs.get_nowait()
+            except Empty:
+                return
+            if job is not None:
+                self._settle(job[2], None, error)

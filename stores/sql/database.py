@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeVar, TypeVarTuple
 
 from asm_runtime.errors import StoreUnavailable
-from asm_runtime.stores.sql import errors
+from asm_runtime.stores.sql import errors, forks
 from asm_runtime.stores.sql.connection import ConnectionThreads
 from asm_runtime.stores.sql.nodes import Nodes
-from asm_runtime.stores.sql.opening import connect, prepare_file, upgrade_on
+from asm_runtime.stores.sql.opening import connect, is_ready, prepare_file, upgrade_on
 from asm_runtime.stores.sql.transaction import Cursor
 
 __all__ = ["Database", "FileDatabase", "MemoryDatabase"]
@@ -39,8 +39,27 @@ class Database(Protocol):
     is_shared: bool
     """Whether other processes or other stores may write to it."""
 
+    @property
+    def is_node(self) -> bool:
+        """Whether others see this node as alive."""
+        ...
+
     async def open(self, node_id: str) -> None:
-        """Connect, bring the schema up to date, be a node."""
+        """Connect and bring the schema up to date.
+
+        Raises:
+            StoreUnavailable: The database cannot be reached, or is locked for too long.
+            MigrationRequired: The schema is not the one that is needed.
+            StoreError: It is no database, or not one that can be used.
+        """
+        ...
+
+    async def join(self) -> None:
+        """Be a node that others see as alive, until the close. Before the first claim; idempotent.
+
+        Raises:
+            StoreUnavailable: It cannot be made known.
+        """
         ...
 
     async def close(self) -> None:
@@ -76,6 +95,7 @@ class MemoryDatabase:
 
     name = "sqlite://"
     is_shared = False
+    is_node = True
 
     def __init__(self) -> None:
         self._threads: ConnectionThreads | None = None
@@ -85,7 +105,14 @@ class MemoryDatabase:
         """Make it, with its tables."""
         self._node_id = node_id
         self._threads = ConnectionThreads(self._connect, name="asm-sqlite")
-        await _translating(self._threads.open(), self.name)
+        try:
+            await self._threads.run(_nothing)
+        except BaseException:
+            await self.close()
+            raise
+
+    async def join(self) -> None:
+        """Nobody else is there."""
 
     async def close(self) -> None:
         """See the protocol."""
@@ -105,16 +132,17 @@ class MemoryDatabase:
     def read(self, job: Callable[[Cursor, *Ts], T], *args: *Ts) -> Awaitable[T]:
         """See the protocol."""
         assert self._threads is not None
-        return self._threads.run(_reading, self.name, job, args)
+        return self._threads.run(_translated, self.name, job, args)
 
     async def dead(self, node_ids: list[str]) -> list[str]:
         """Nobody else is there."""
         return [id for id in node_ids if id != self._node_id]
 
     def _connect(self) -> sqlite3.Connection:
-        connection = connect(":memory:", 0)
-        upgrade_on(connection)
-        return connection
+        with errors.translating(self.name):
+            connection = connect(":memory:", 0)
+            upgrade_on(connection)
+            return connection
 
 
 class FileDatabase:
@@ -135,43 +163,49 @@ class FileDatabase:
         self._synchronous = synchronous
         self._migrate = migrate
         self._busy_timeout_ms = busy_timeout_ms
-        self._nodes = Nodes(path)
+        self._nodes: Nodes | None = None
         self._writer: ConnectionThreads | None = None
         self._readers: ConnectionThreads | None = None
 
-    async def open(self, node_id: str) -> None:
-        """See the protocol.
+    @property
+    def is_node(self) -> bool:
+        """See the protocol."""
+        return self._nodes is not None and self._nodes.has_joined
 
-        Raises:
-            StoreUnavailable: The file cannot be opened, or is locked for too long.
-            MigrationRequired: The schema is not the one that is needed.
-            StoreError: It is no database.
-        """
-        self._writer = ConnectionThreads(self._connect_writer, name="asm-sqlite-writer")
+    async def open(self, node_id: str) -> None:
+        """See the protocol. The connection that writes is made for the first write."""
+        self._nodes = Nodes(self._path, node_id)
         self._readers = ConnectionThreads(self._connect_reader, count=READERS, name="asm-sqlite-reader")
-        await _translating(self._writer.open(), self.name)
+        self._writer = ConnectionThreads(self._connect_writer, name="asm-sqlite-writer")
         try:
-            await _translating(self._readers.open(), self.name)
-            await _translating(self._writer.run(lambda _: self._nodes.join(node_id)), self.name)
+            await self._readers.run(_translated, self.name, self._prepare, (self._nodes,))
         except BaseException:
             await self.close()
             raise
 
+    async def join(self) -> None:
+        """See the protocol."""
+        nodes = self._nodes
+        assert nodes is not None
+        await self.read(lambda _: nodes.join())
+
     async def close(self) -> None:
         """See the protocol."""
-        if self._readers is not None:
-            await self._readers.close()
         if self._writer is not None:
-            self.close_soon()
             await self._writer.close()
+        if self._readers is not None:
+            self.close_soon()
+            await self._readers.close()
 
     def close_soon(self) -> None:
         """See the protocol."""
-        if self._readers is not None:
-            self._readers.close_soon()
-        if self._writer is not None and not self._writer.closing:
-            self._writer.run(lambda _: self._nodes.leave())
+        if self._writer is not None:
             self._writer.close_soon()
+        if self._readers is not None and not self._readers.closing:
+            nodes = self._nodes
+            if nodes is not None and nodes.has_joined:
+                self._readers.run(lambda _: nodes.leave())
+            self._readers.close_soon()
 
     def write(self, job: Callable[[Cursor, *Ts], T], *args: *Ts) -> Awaitable[T]:
         """See the protocol."""
@@ -181,51 +215,52 @@ class FileDatabase:
     def read(self, job: Callable[[Cursor, *Ts], T], *args: *Ts) -> Awaitable[T]:
         """See the protocol."""
         assert self._readers is not None
-        return self._readers.run(_reading, self.name, job, args)
+        return self._readers.run(_translated, self.name, job, args)
 
     def dead(self, node_ids: list[str]) -> Awaitable[list[str]]:
         """Those whose process does not hold its lock."""
-        return self.read(lambda _: self._nodes.dead(node_ids))
+        nodes = self._nodes
+        assert nodes is not None
+        return self.read(lambda _: nodes.dead(node_ids))
+
+    def _prepare(self, cursor: Cursor, nodes: Nodes) -> None:
+        if not is_ready(cursor, self.name, migrate=self._migrate):
+            prepare_file(self._path, self.name, nodes, busy_timeout_ms=self._busy_timeout_ms)
 
     def _connect_writer(self) -> sqlite3.Connection:
-        folder = os.path.dirname(os.path.realpath(self._path))
-        if not os.path.isdir(folder):
-            raise StoreUnavailable(f"{self.name}: there is no directory {folder}")
-        connection = connect(self._path, self._busy_timeout_ms)
-        try:
-            prepare_file(connection, self.name, self._nodes, migrate=self._migrate)
-            # On macOS a plain fsync leaves the data in the drive's cache. Elsewhere this does nothing.
-            full = self._synchronous == "FULL"
-            for name, value in (
-                ("synchronous", self._synchronous),
-                ("fullfsync", full),
-                ("checkpoint_fullfsync", full),
-                ("wal_autocheckpoint", WAL_PAGES),
-                ("cache_size", -WRITER_CACHE_KIB),
-            ):
-                connection.execute(f"PRAGMA {name} = {value}")
-        except BaseException:
-            connection.close()
-            raise
-        return connection
+        # On macOS a plain fsync leaves the data in the drive's cache. Elsewhere this does nothing.
+        full = self._synchronous == "FULL"
+        return self._connect(
+            synchronous=self._synchronous,
+            fullfsync=full,
+            checkpoint_fullfsync=full,
+            wal_autocheckpoint=WAL_PAGES,
+            cache_size=-WRITER_CACHE_KIB,
+        )
 
     def _connect_reader(self) -> sqlite3.Connection:
-        connection = connect(self._path, self._busy_timeout_ms)
-        connection.execute("PRAGMA query_only = 1")
-        return connection
+        return self._connect(query_only=True)
+
+    def _connect(self, **settings: str | int) -> sqlite3.Connection:
+        with errors.translating(self.name):
+            folder = os.path.dirname(os.path.realpath(self._path))
+            if not os.path.isdir(folder):
+                raise StoreUnavailable(f"{self.name}: there is no directory {folder}")
+            forks.refuse_inherited(self._path, self.name)
+            connection = connect(self._path, self._busy_timeout_ms)
+            try:
+                for name, value in settings.items():
+                    connection.execute(f"PRAGMA {name} = {value}")
+            except BaseException:
+                connection.close()
+                raise
+            return connection
 
 
-def _reading(cursor: sqlite3.Cursor, name: str, job: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    try:
+def _nothing(_: Cursor) -> None:
+    """A job that only makes the connection."""
+
+
+def _translated(cursor: Cursor, name: str, job: Callable[..., T], args: tuple[Any, ...]) -> T:
+    with errors.translating(name):
         return job(cursor, *args)
-    except sqlite3.Error as error:
-        raise errors.translated(error, name) from error
-
-
-async def _translating(opening: Awaitable[None], name: str) -> None:
-    try:
-        await opening
-    except sqlite3.Error as error:
-        raise errors.translated(error, name) from error
-    except OSError as error:
-        raise StoreUnavailable(f"{name}: {error}") from error

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sqlite3
+import threading
 import weakref
-from collections.abc import Callable
-from contextlib import closing, nullcontext
+from collections.abc import Callable, Generator
+from contextlib import closing, contextmanager, nullcontext
+from importlib.util import find_spec
 from typing import Any, TypeVar, TypeVarTuple
 
-from sqlalchemy import Connection
+from sqlalchemy import AssertionPool, Connection, SingletonThreadPool, StaticPool
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from asm_runtime import options
-from asm_runtime.errors import StoreError, StoreUnavailable
-from asm_runtime.stores.sql import errors, version
+from asm_runtime.errors import DependencyMissing, StoreError, StoreUnavailable
+from asm_runtime.stores.sql import errors, forks, version
 from asm_runtime.stores.sql.nodes import Nodes
-from asm_runtime.stores.sql.opening import connect, prepare_file
+from asm_runtime.stores.sql.opening import connect, is_ready, prepare_file
 from asm_runtime.stores.sql.transaction import Cursor
 
 __all__ = ["EngineDatabase"]
@@ -34,9 +35,8 @@ Ts = TypeVarTuple("Ts")
 class EngineDatabase:
     """Runs jobs on connections from the engine's pool, on the driver's cursor underneath.
 
-    A connection is taken for a job and given back after it. Where the pool has one connection for
-    everybody (a database in memory), jobs take turns, and the application must not keep a
-    transaction open on it.
+    A connection is taken for a job and given back after it. Of a database in memory the pool has one
+    connection for everybody: jobs take turns, and the application must not use it meanwhile.
 
     Args:
         engine: On `sqlite+aiosqlite`. It is never disposed.
@@ -53,50 +53,56 @@ class EngineDatabase:
             raise options.refused(
                 "url_or_engine", engine, "an AsyncEngine on sqlite+aiosqlite, in this release"
             )
+        if find_spec("greenlet") is None:
+            raise DependencyMissing("an AsyncEngine needs greenlet: install sqlalchemy[asyncio]")
         self.name = str(engine.url)
         self.is_shared = True
         self._engine = engine
         self._migrate = migrate
         self._node_id: str | None = None
         self._nodes: Nodes | None = None
+        """None: it is in memory."""
         self._writing = asyncio.Lock()
         self._reading: asyncio.Lock | None = None
         """In memory the one for writing: on its one connection, everything takes turns."""
         self._jobs: set[asyncio.Task[Any]] = set()
+        self._working = forks.working()
+
+    @property
+    def is_node(self) -> bool:
+        """See `Database`."""
+        return self._nodes is None or self._nodes.has_joined
 
     async def open(self, node_id: str) -> None:
         """See `Database`."""
         self._node_id = node_id
-        path = await self._run(None, _on_cursor, _path, ())
+        forks.keep(self)
+        await self._refuse_inherited()
+        path = await self._run(None, self._opened_path)
         try:
             if path:
-                await asyncio.to_thread(self._join, path, node_id)
+                self._nodes = Nodes(path, node_id)
+                await self._in_thread(self._prepare_file, path, self._nodes)
             else:
                 _in_memory.add(node_id)
                 self._reading = self._writing = _turns.setdefault(self._engine, self._writing)
                 upgrade = await asyncio.to_thread(_loaded_upgrade)
                 await self._run(self._writing, self._prepare_memory, upgrade)
-        except sqlite3.Error as error:
-            await self.close()
-            raise errors.translated(error, self.name) from error
         except BaseException:
             await self.close()
             raise
 
-    def _join(self, path: str, node_id: str) -> None:
-        """Make the file ready, on a connection beside the engine's: it takes a lock and reads scripts."""
-        nodes = Nodes(os.path.realpath(path))
-        with closing(connect(path, BUSY_TIMEOUT_MS)) as connection:
-            prepare_file(connection, self.name, nodes, migrate=self._migrate)
-        nodes.join(node_id)
-        self._nodes = nodes
+    async def join(self) -> None:
+        """See `Database`."""
+        if self._nodes is not None:
+            await self._in_thread(self._nodes.join)
 
     async def close(self) -> None:
         """See `Database`. The engine stays as it is."""
         while self._jobs:
             await asyncio.wait(self._jobs)
         if self._nodes is not None:
-            await asyncio.to_thread(self._nodes.leave)
+            await self._in_thread(self._nodes.leave)
         _in_memory.discard(self._node_id)
 
     def close_soon(self) -> None:
@@ -104,6 +110,10 @@ class EngineDatabase:
         if self._nodes is not None:
             asyncio.get_running_loop().run_in_executor(None, self._nodes.leave)
         _in_memory.discard(self._node_id)
+
+    def leave_to_parent(self) -> None:
+        """See `forks.Inheritable`. The connections of aiosqlite are kept by the threads that are gone."""
+        _inherited.add(self._engine)
 
     async def write(self, job: Callable[[Cursor, *Ts], T], *args: *Ts) -> T:
         """See `Database`."""
@@ -117,7 +127,23 @@ class EngineDatabase:
         """See `Database`."""
         if self._nodes is None:
             return [id for id in node_ids if id not in _in_memory]
-        return await asyncio.to_thread(self._nodes.dead, node_ids)
+        return await self._in_thread(self._nodes.dead, node_ids)
+
+    def _prepare_file(self, path: str, nodes: Nodes) -> None:
+        """On a connection beside the engine's: it takes a lock and reads scripts."""
+        with closing(connect(path, BUSY_TIMEOUT_MS)) as connection:
+            ready = is_ready(connection.cursor(), self.name, migrate=self._migrate)
+        if not ready:
+            prepare_file(path, self.name, nodes, busy_timeout_ms=BUSY_TIMEOUT_MS)
+
+    async def _in_thread(self, job: Callable[[*Ts], T], *args: *Ts) -> T:
+        """Do what may touch the disk."""
+
+        def at_work() -> T:
+            with self._working, errors.translating(self.name):
+                return job(*args)
+
+        return await asyncio.to_thread(at_work)
 
     async def _run(self, turn: asyncio.Lock | None, job: Callable[[Connection, *Ts], T], *args: *Ts) -> T:
         """Run a job in a task of its own: a caller that is cancelled must not break the connection."""
@@ -131,9 +157,14 @@ class EngineDatabase:
             return await self._on_connection(job, *args)
 
     async def _on_connection(self, job: Callable[[Connection, *Ts], T], *args: *Ts) -> T:
-        try:
+        with self._translating():
             async with self._engine.connect() as connection:
                 return await connection.run_sync(job, *args)
+
+    @contextmanager
+    def _translating(self) -> Generator[None]:
+        try:
+            yield
         except sqlite3.Error as error:
             raise errors.translated(error, self.name) from error
         except DBAPIError as error:
@@ -144,6 +175,46 @@ class EngineDatabase:
             raise StoreUnavailable(f"{self.name}: the engine's pool has no connection: {error}") from error
         except SQLAlchemyError as error:
             raise StoreError(f"{self.name}: {error}") from error
+
+    async def _refuse_inherited(self) -> None:
+        """See that the engine's connections were not made before this process was forked.
+
+        Raises:
+            StoreError: They were, and have no threads here: whatever is asked of them, they do not answer.
+        """
+        await self._in_thread(forks.refuse_inherited, self._engine.url.database or "", self.name)
+        left_behind = self._engine in _inherited
+        if not left_behind:
+            with self._translating():
+                connection = await self._engine.connect()
+                driver: Any = (await connection.get_raw_connection()).driver_connection
+                thread = getattr(driver, "_thread", driver)  # up to aiosqlite 0.21 a connection is one itself
+                left_behind = isinstance(thread, threading.Thread) and not thread.is_alive()
+                if left_behind:
+                    forks.never_free(connection)  # to give it back would be to ask it to roll back
+                else:
+                    await connection.close()
+        if left_behind:
+            raise StoreError(f"{self.name} was in use when this process was forked: {forks.REMEDY}")
+
+    def _opened_path(self, connection: Connection) -> str:
+        """The database's file; empty if it is in memory.
+
+        Raises:
+            ValidationError: The engine's pool cannot be shared.
+        """
+        path: str = _on_cursor(connection, _path, ())
+        shares_one = isinstance(self._engine.pool, StaticPool | SingletonThreadPool | AssertionPool)
+        if path and shares_one:
+            # Whoever gives the connection back rolls back what others have begun on it.
+            raise options.refused(
+                "url_or_engine", self._engine, "an engine whose pool has more than one connection to a file"
+            )
+        if not path and not shares_one and "cache=shared" not in self.name:
+            raise options.refused(
+                "url_or_engine", self._engine, "an engine with a StaticPool, for a database in memory"
+            )
+        return path
 
     def _prepare_memory(self, connection: Connection, upgrade: Callable[[Connection], None]) -> None:
         revision = _on_cursor(connection, version.found, ())
@@ -160,6 +231,9 @@ _turns: weakref.WeakKeyDictionary[AsyncEngine, asyncio.Lock] = weakref.WeakKeyDi
 _in_memory: set[str | None] = set()
 """The nodes of this process whose databases are in memory."""
 
+_inherited: weakref.WeakSet[AsyncEngine] = weakref.WeakSet()
+"""The engines that stores used when this process was forked."""
+
 
 def _loaded_upgrade() -> Callable[[Connection], None]:
     """For a thread: Alembic and its scripts are read from the disk."""
@@ -170,7 +244,6 @@ def _loaded_upgrade() -> Callable[[Connection], None]:
 
 
 def _path(cursor: Cursor) -> str:
-    """The database's file; empty if it is in memory."""
     cursor.execute("PRAGMA database_list")
     path: str = cursor.fetchone()[2]
     return path

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Generator
+from contextlib import contextmanager
 
 from asm_runtime.errors import StoreError, StoreUnavailable
 
-__all__ = ["MEANINGS", "Meaning", "is_busy", "is_duplicate", "is_too_big", "translated"]
+__all__ = ["MEANINGS", "Meaning", "is_busy", "is_duplicate", "is_too_big", "translated", "translating"]
 
 Meaning = tuple[type[StoreError], str]
 
@@ -66,6 +68,22 @@ def translated(error: sqlite3.Error, database: str) -> StoreError:
     )
     made.__cause__ = error
     return made
+
+
+@contextmanager
+def translating(database: str) -> Generator[None]:
+    """Have errors of the driver and of the operating system become ours.
+
+    Raises:
+        StoreUnavailable: The operating system refused: no room, no permission, too many open files.
+        StoreError: What the driver's error means.
+    """
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise translated(error, database) from error
+    except OSError as error:
+        raise StoreUnavailable(f"{database}: {error}", details={"database": database}) from error
 
 
 def is_busy(error: sqlite3.Error) -> bool:

@@ -39,18 +39,21 @@ class ChangeFeed:
     """What others have committed since it was last looked at. Belongs to whoever writes."""
 
     def __init__(self) -> None:
-        self._seen = 0
+        self._seen: int | None = None
+        """The last number; None: before the first look."""
         self._changed: set[str] = set()
         self._missed = False
 
-    def begin(self, cursor: Cursor) -> None:
-        """What was committed by now is not news."""
-        cursor.execute(statements.NEXT_CHANGE)
-        self._seen = cursor.fetchone()[0] - 1
-
-    def look(self, cursor: Cursor, before: int = _NEVER) -> None:
+    def look(self, cursor: Cursor, before: int | None = None) -> None:
         """Note what is past the last look, up to our own change with the number `before`."""
-        if before == self._seen + 1:
+        if self._seen is None:
+            if before is None:
+                cursor.execute(statements.NEXT_CHANGE)
+                before = int(cursor.fetchone()[0])
+            self._seen, self._missed = before - 1, True
+        if before is None:
+            before = _NEVER
+        elif before == self._seen + 1:
             return
         cursor.execute(statements.CHANGES, (self._seen, before))
         first, last, lists = cursor.fetchone()

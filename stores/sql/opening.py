@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 
 from asm_runtime.errors import StoreError
 from asm_runtime.stores.sql import version
 from asm_runtime.stores.sql.nodes import Nodes
+from asm_runtime.stores.sql.transaction import Cursor
 
-__all__ = ["connect", "prepare_file", "upgrade_on"]
+__all__ = ["connect", "is_ready", "prepare_file", "upgrade_on"]
 
 OPENING_TIMEOUT_MS = 60_000
 """How long to wait for other processes that are making the same database ready."""
@@ -19,31 +21,44 @@ def connect(path: str, busy_timeout_ms: int) -> sqlite3.Connection:
     return sqlite3.connect(path, timeout=busy_timeout_ms / 1000, isolation_level=None, cached_statements=256)
 
 
-def prepare_file(connection: sqlite3.Connection, name: str, nodes: Nodes, *, migrate: bool) -> None:
-    """Make a database file ready. One that is costs two questions, and no lock.
+def is_ready(cursor: Cursor, name: str, *, migrate: bool) -> bool:
+    """Whether a database file is as it must be. Costs two questions, and no lock.
 
     Args:
-        connection: To the file.
+        cursor: Of a connection to the file.
         name: What names it in errors.
-        nodes: Those of the file.
-        migrate: Whether to bring the schema up to date.
+        migrate: Whether the schema may be brought up to date.
 
     Raises:
-        MigrationRequired: The schema is another, and must not or cannot be brought up to date.
+        MigrationRequired: The schema is another, and must not be brought up to date.
+    """
+    revision = version.found(cursor)
+    if not migrate:
+        version.check(revision, name)
+    return revision == version.KNOWN[-1] and _journal_mode(cursor, "") == "wal"
+
+
+def prepare_file(path: str, name: str, nodes: Nodes, *, busy_timeout_ms: int) -> None:
+    """Make a database file ready.
+
+    Args:
+        path: The file.
+        name: What names it in errors.
+        nodes: Those of the file.
+        busy_timeout_ms: How long to wait for locks.
+
+    Raises:
+        MigrationRequired: The schema is unknown, so it cannot be brought up to date.
         StoreUnavailable: Others who do the same take too long.
         StoreError: The file cannot be in WAL mode.
     """
-    revision = version.found(connection.cursor())
-    if not migrate:
-        version.check(revision, name)
-    if revision == version.KNOWN[-1] and _journal_mode(connection, "") == "wal":
-        return
     # The switch to WAL needs the file for itself and does not wait for it, so processes that open a
     # new file at once take turns.
-    with nodes.opening(OPENING_TIMEOUT_MS):
-        if _journal_mode(connection, " = WAL") != "wal":
+    with closing(connect(path, busy_timeout_ms)) as connection, nodes.opening(OPENING_TIMEOUT_MS):
+        cursor = connection.cursor()
+        if _journal_mode(cursor, " = WAL") != "wal":
             raise StoreError(f"{name}: its file system does not support SQLite's WAL mode")
-        revision = version.found(connection.cursor())
+        revision = version.found(cursor)
         if version.can_be_upgraded(revision):
             upgrade_on(connection)
         else:
@@ -65,6 +80,7 @@ def upgrade_on(connection: sqlite3.Connection) -> None:
     engine.dispose(close=False)  # the connection is ours
 
 
-def _journal_mode(connection: sqlite3.Connection, change: str) -> str:
-    mode: str = connection.execute(f"PRAGMA journal_mode{change}").fetchone()[0]
+def _journal_mode(cursor: Cursor, change: str) -> str:
+    cursor.execute(f"PRAGMA journal_mode{change}")
+    mode: str = cursor.fetchone()[0]
     return mode

@@ -17,7 +17,7 @@ from asm_runtime.observer import observer
 from asm_runtime.ports import ExecutionResult, ExpectedStatus, Order
 from asm_runtime.records import Event, EventType, Fence, Run, RunStatus, Session, SessionStatus
 from asm_runtime.stores import rules
-from asm_runtime.stores.sql import operations, reading
+from asm_runtime.stores.sql import forks, operations, reading
 from asm_runtime.stores.sql.group import Outcome, Writer
 from asm_runtime.stores.sql.paging import Pages
 from asm_runtime.stores.sql.rows import event_row
@@ -110,13 +110,9 @@ class SQLSessionStore(GroupActor):
         return f"<{type(self).__name__} {self._database.name}>"
 
     async def on_start(self) -> None:
-        """Connect, bring the schema up to date, be a node."""
+        """Connect, and bring the schema up to date."""
+        forks.keep(self)
         await self._database.open(self.node_id)
-        try:
-            await self._database.read(self._writer.feed.begin)
-        except BaseException:
-            await self._database.close()
-            raise
 
     async def on_stop(self) -> None:
         """Answer who waits and who reads, then disconnect."""
@@ -129,9 +125,19 @@ class SQLSessionStore(GroupActor):
         self._answer_waiters()
         self._database.close_soon()
 
+    def leave_to_parent(self) -> None:
+        """End it in a forked child, which has neither its connections nor its threads."""
+        self.abandon(f"belongs to the process that this one was forked from: {forks.REMEDY}")
+
     def _answer_waiters(self) -> None:
         self._readers.stop()
         self._watchers.stop()
+
+    async def _known_alive(self, owner: str | None) -> None:
+        """See that others take this node for alive, before a run is written that it owns."""
+        if owner == self.node_id and not self._database.is_node:
+            with await self._under_way():
+                await self._database.join()
 
     # -- writing
 
@@ -273,6 +279,7 @@ class SQLSessionStore(GroupActor):
         """See `SessionStore`."""
         run = rules.checked("run", run, Run)
         expected = rules.expected_run_status("expected_status", expected_status)
+        await self._known_alive(run.owner)
         await self._write(operations.save_run, run, expected)
 
     async def get_run(self, run_id: str, *, session_id: str | None = None) -> Run:
@@ -318,6 +325,8 @@ class SQLSessionStore(GroupActor):
         result = rules.checked_result(result, expected_session, expected_run)
         fence = rules.optional_fence(fence)
         rows = [event_row(event) for event in result.events]
+        if result.run is not None:
+            await self._known_alive(result.run.owner)
         return await self._write(operations.flush, result, rows, fence, expected_session, expected_run)
 
     # -- the log
@@ -392,6 +401,7 @@ class SQLSessionStore(GroupActor):
         session_id = options.identifier("session_id", session_id)
         slots = options.integer("max_concurrent_runs", max_concurrent_runs, minimum=0, optional=True)
         run_id = options.optional_identifier("run_id", run_id)
+        await self._known_alive(self.node_id)
         claim = self._write(operations.claim_run, session_id, slots, run_id)
         try:
             return await claim

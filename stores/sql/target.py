@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 from asm_runtime import options
@@ -40,6 +42,10 @@ def database_of(
     host, _, path = rest.partition("/")
     if host or "?" in path or "\0" in path:
         raise options.refused("url_or_engine", target, f"{_ALLOWED}, without a host or parameters")
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError as error:
+        raise options.refused("url_or_engine", target, f"{_ALLOWED}, whose path can be encoded") from error
     if path in _MEMORY:
         return MemoryDatabase()
     return FileDatabase(path, synchronous=synchronous, migrate=migrate, busy_timeout_ms=busy_timeout_ms)
@@ -47,6 +53,8 @@ def database_of(
 
 def _of_engine(engine: Any, *, migrate: bool) -> Database:
     # Whoever has an engine has loaded SQLAlchemy; a URL does without.
+    if "sqlalchemy.ext.asyncio" not in sys.modules:
+        raise options.refused("url_or_engine", engine, "a URL or an AsyncEngine")
     from asm_runtime.stores.sql.engine import EngineDatabase
 
     return EngineDatabase(engine, migrate=migrate)

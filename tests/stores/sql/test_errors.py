@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import errno
+import shutil
 import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,6 +13,7 @@ import pytest
 
 from asm_runtime import Event, Run, Session
 from asm_runtime.errors import StoreError, StoreUnavailable
+from asm_runtime.ids import new_id
 from asm_runtime.stores import SQLSessionStore
 from asm_runtime.stores.sql import errors
 from asm_runtime.stores.sql.transaction import Cursor
@@ -174,12 +175,12 @@ async def test_an_error_of_the_disk_at_a_read_is_translated(
         await store.get_latest_sequence("s")
 
 
-async def test_a_file_system_error_at_the_start_is_translated(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: Any) -> None:
-        raise OSError(errno.EROFS, "Read-only file system")
-
-    monkeypatch.setattr("asm_runtime.stores.sql.nodes.Nodes.join", refuse)
-    with pytest.raises(StoreUnavailable, match="Read-only file system"):
-        await SQLSessionStore(f"sqlite:///{tmp_path}/asm.db").start()
+async def test_errors_of_the_file_system_are_translated(store: SQLSessionStore, file: str) -> None:
+    await store.save_run(Run.new(session_id="s", id="r").replace(status="running", owner=new_id("nod_")))
+    await asyncio.to_thread(shutil.rmtree, f"{file}-nodes")
+    await asyncio.to_thread(Path(f"{file}-nodes").touch)
+    for call in (store.claim_run("s"), store.list_orphaned_runs()):
+        with pytest.raises(StoreUnavailable, match=r"Not a directory|File exists") as refused:
+            await call
+        assert isinstance(refused.value.__cause__, OSError)
+    await store.append_event(event())

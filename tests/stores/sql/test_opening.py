@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from asm_runtime import Event
 from asm_runtime.errors import ActorStopped, StoreError, StoreUnavailable, ValidationError
+from asm_runtime.ids import new_id
 from asm_runtime.stores import SQLSessionStore
 from asm_runtime.stores.sql import opening
 from asm_runtime.stores.sql.nodes import Nodes
@@ -155,7 +156,8 @@ async def test_an_opener_that_finds_others_at_it_for_too_long_gives_up(
     file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(opening, "OPENING_TIMEOUT_MS", 0)
-    other = Nodes(file).opening(0)
+    await asyncio.to_thread(Path(file).touch)
+    other = Nodes(file, new_id("nod_")).opening(0)
     await asyncio.to_thread(other.__enter__)
     store = SQLSessionStore(f"sqlite:///{file}")
     with pytest.raises(StoreUnavailable, match="another process"):
@@ -168,6 +170,7 @@ async def test_an_opener_that_finds_others_at_it_for_too_long_gives_up(
 def test_opening_a_database_that_is_up_to_date_loads_neither_sqlalchemy_nor_alembic(tmp_path: Path) -> None:
     program = f"""
 import asyncio, sys
+from asm_runtime.ids import new_id
 from asm_runtime.stores import SQLSessionStore
 
 async def main():

@@ -122,9 +122,11 @@ async def test_the_lock_files_of_the_dead_are_removed(
         return {name for name in os.listdir(f"{file}-nodes") if name.startswith("nod_")}
 
     victim = await node()
-    assert len(await asyncio.to_thread(nodes)) == 2
+    assert await asyncio.to_thread(os.listdir, f"{file}-nodes") == ["opening"]  # only who claims is told of
+    await victim.ask("claim s")
+    assert len(await asyncio.to_thread(nodes)) == 1
     await victim.kill()
-    await (await node("append", "s", "1")).process.wait()
+    await store.claim_run("s")
     assert await asyncio.to_thread(nodes) == {store.node_id}
     await store.stop()
     assert await asyncio.to_thread(nodes) == set()

@@ -196,7 +196,7 @@ class Actor:
         self._phase = _NEW
         # Whether somebody will look at the mail anyway: a drain to come, the busy task's end, the start's.
         self._scheduled = False
-        self._busy: asyncio.Task[Any] | None = None
+        self._busy: asyncio.Future[Any] | None = None
         self._extras: _Extras | None = None
         self._loop: asyncio.AbstractEventLoop = cast(asyncio.AbstractEventLoop, None)  # set by `start`
         self._context: contextvars.Context | None = None
@@ -505,7 +505,7 @@ class Actor:
     async def _end_tasks(self) -> None:
         """Cancel each owned task once and wait for it: a second time would cut short its cleaning up."""
         extras = self._extra()
-        cancelled: set[asyncio.Task[Any]] = set()
+        cancelled: set[asyncio.Future[Any]] = set()
         if extras.reason is not None:
             cancelled.update(self._owned_tasks())  # by the crash
         while tasks := [task for task in self._owned_tasks() if not task.done()]:
@@ -522,7 +522,7 @@ class Actor:
                     leave_behind(task)
                 return
 
-    def _owned_tasks(self) -> set[asyncio.Task[Any]]:
+    def _owned_tasks(self) -> set[asyncio.Future[Any]]:
         busy = () if self._busy is None else (self._busy,)
         return {*(self._extra().tasks or ()), *busy}
 
@@ -691,22 +691,27 @@ class Actor:
         self._schedule()
         self._after_drain()
 
-    def _suspend(self, work: Coroutine[Any, Any, Any], letters: list[Letter]) -> None:
+    def _suspend(self, work: Coroutine[Any, Any, Any] | asyncio.Future[Any], letters: list[Letter]) -> None:
         """Let a task handle what a plain call cannot; the mail behind it waits."""
         if self._phase == _STOPPED:  # the handler that made it has crashed the actor
-            work.close()
+            if isinstance(work, asyncio.Future):
+                work.cancel()
+            else:
+                work.close()
             self._refuse(letters)
             return
         # The answer is given by the callback, not inside the task: a task that is cancelled before
         # its first step runs nothing at all.
         self._extra().in_hand = letters
         self._scheduled = True
-        # As `start_task` does: an eager task would begin inside the drain, and before it counts as busy.
-        self._busy = asyncio.Task(work, loop=self._loop, context=self._context)
-        self._busy.add_done_callback(self._resume, context=self._context)
+        if not isinstance(work, asyncio.Future):
+            # As `start_task` does: an eager task would begin inside the drain, before it counts as busy.
+            work = asyncio.Task(work, loop=self._loop, context=self._context)
+        self._busy = work
+        work.add_done_callback(self._resume, context=self._context)
         self._after_drain()
 
-    def _resume(self, task: asyncio.Task[Any]) -> None:
+    def _resume(self, task: asyncio.Future[Any]) -> None:
         extras = self._extra()
         letters, extras.in_hand = extras.in_hand or [], None
         self._busy = None
@@ -715,7 +720,7 @@ class Actor:
         self._schedule()
         self._after_drain()
 
-    def _conclude(self, letters: list[Letter], task: asyncio.Task[Any]) -> None:
+    def _conclude(self, letters: list[Letter], task: asyncio.Future[Any]) -> None:
         """Hand on what the busy task made of its letters: in a plain actor, of the one."""
         (letter,) = letters
         if task.cancelled():
@@ -797,8 +802,11 @@ class GroupActor(Actor):
 
     __slots__ = ()
 
-    async def handle_group(self, letters: list[Letter]) -> None:
+    def handle_group(self, letters: list[Letter]) -> Coroutine[Any, Any, None] | asyncio.Future[None]:
         """Handle them all, and answer each letter that has a reply.
+
+        A coroutine is run in a task. A plain handler that returns a future spares that, and a turn of
+        the loop: the group ends when the future is done.
 
         A reply may be kept and answered later, like a deferred one. What this raises, the unanswered
         letters of the group get; the actor goes on.
@@ -810,6 +818,8 @@ class GroupActor(Actor):
 
         So a handler can set the next piece of slow work going before it answers the one that is done.
         """
+        if not self._mail:
+            return []
         more = self._taken_mail()
         extras = self._extra()
         unanswered = [letter for letter in extras.in_hand or () if not _is_settled(letter)]
@@ -825,11 +835,16 @@ class GroupActor(Actor):
         self._scheduled = False
         letters = self._taken_mail()
         if letters:
-            self._suspend(self.handle_group(letters), letters)
+            try:
+                work = self.handle_group(letters)
+            except Exception as error:
+                work = self._loop.create_future()
+                work.set_exception(error)
+            self._suspend(work, letters)
         else:
             self._after_drain()
 
-    def _conclude(self, letters: list[Letter], task: asyncio.Task[Any]) -> None:
+    def _conclude(self, letters: list[Letter], task: asyncio.Future[Any]) -> None:
         error = None if task.cancelled() else task.exception()
         if error is not None:
             logger.error("%r failed to handle a group of %d", self, len(letters), exc_info=error)

@@ -1474,6 +1474,84 @@ async def test_a_stop_waits_until_a_group_handler_has_nothing_left_to_take() -> 
     assert [await first, await second] == [1, 2]
 
 
+class WithFutures(GroupActor):
+    """Handles groups without a task: `ended` is set done by the test."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.groups: list[list[Letter]] = []
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.error: Exception | None = None
+
+    def echo(self, value: Any) -> Any:
+        return value
+
+    def handle_group(self, letters: list[Letter]) -> asyncio.Future[None]:
+        if self.error is not None:
+            raise self.error
+        self.groups.append(letters)
+        self.ended = asyncio.get_running_loop().create_future()
+        return self.ended
+
+    def end(self) -> None:
+        for _, args, reply in self.groups[-1]:
+            assert reply is not None
+            answer(reply, args[0])
+        self.ended.set_result(None)
+
+
+async def test_a_group_whose_handler_gives_a_future_ends_when_that_is_done() -> None:
+    actor = await WithFutures().start()
+    first = actor.call(actor.echo, 1)
+    await turns()
+    others = [actor.call(actor.echo, number) for number in (2, 3)]
+    await turns()
+    assert len(actor.groups) == 1
+    actor.end()
+    assert await first == 1
+    await turns()
+    assert [args[0] for _, args, _ in actor.groups[1]] == [2, 3]
+    stopping = asyncio.ensure_future(actor.stop())
+    await turns()
+    assert not stopping.done()
+    actor.end()
+    assert await asyncio.gather(*others) == [2, 3]
+    await stopping
+
+
+@pytest.mark.parametrize("how", ["raise", "fail"])
+async def test_a_group_whose_handler_fails_without_a_task_fails_its_letters_and_the_actor_goes_on(
+    how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    actor = await WithFutures().start()
+    if how == "raise":
+        actor.error = ValueError("no disk")
+    letters = [actor.call(actor.echo, number) for number in range(3)]
+    await turns()
+    if how == "fail":
+        actor.ended.set_exception(ValueError("no disk"))
+    for letter in letters:
+        with pytest.raises(ValueError, match="no disk"):
+            await letter
+    assert "group of 3" in caplog.text
+    actor.error = None
+    last = actor.call(actor.echo, 4)
+    await turns()
+    actor.end()
+    assert await last == 4
+
+
+async def test_a_crash_ends_a_group_without_a_task() -> None:
+    actor = await WithFutures().start()
+    letter = actor.call(actor.echo, 1)
+    await turns()
+    actor.crash(ValueError("enough"))
+    with pytest.raises(ActorStopped):
+        await letter
+    await turns()
+    assert actor.ended.cancelled()
+
+
 # -- subclasses
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sqlite3
 from collections.abc import Awaitable, Callable
@@ -70,7 +71,7 @@ class Database(Protocol):
         """Begin to close and wait for nothing: the store has crashed."""
         ...
 
-    def write(self, job: Callable[[Cursor, *Ts], T], *args: *Ts) -> Awaitable[T]:
+    def write(self, job: Callable[[Cursor, *Ts], T], *args: *Ts) -> asyncio.Future[T]:
         """Run a job on the connection that writes, one at a time; the job begins its transactions."""
         ...
 
@@ -124,7 +125,7 @@ class MemoryDatabase:
         if self._threads is not None:
             self._threads.close_soon()
 
-    def write(self, job: Callable[[Cursor, *Ts], T], *args: *Ts) -> Awaitable[T]:
+    def write(self, job: Callable[[Cursor, *Ts], T], *args: *Ts) -> asyncio.Future[T]:
         """See the protocol."""
         assert self._threads is not None
         return self._threads.run(job, *args)
@@ -207,7 +208,7 @@ class FileDatabase:
                 self._readers.run(lambda _: nodes.leave())
             self._readers.close_soon()
 
-    def write(self, job: Callable[[Cursor, *Ts], T], *args: *Ts) -> Awaitable[T]:
+    def write(self, job: Callable[[Cursor, *Ts], T], *args: *Ts) -> asyncio.Future[T]:
         """See the protocol."""
         assert self._writer is not None
         return self._writer.run(job, *args)

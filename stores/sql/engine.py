@@ -115,9 +115,9 @@ class EngineDatabase:
         """See `forks.Inheritable`. The connections of aiosqlite are kept by the threads that are gone."""
         _inherited.add(self._engine)
 
-    async def write(self, job: Callable[[Cursor, *Ts], T], *args: *Ts) -> T:
+    def write(self, job: Callable[[Cursor, *Ts], T], *args: *Ts) -> asyncio.Future[T]:
         """See `Database`."""
-        return await self._run(self._writing, _on_cursor, job, args)
+        return self._begun(self._writing, _on_cursor, job, args)
 
     async def read(self, job: Callable[[Cursor, *Ts], T], *args: *Ts) -> T:
         """See `Database`."""
@@ -146,11 +146,16 @@ class EngineDatabase:
         return await asyncio.to_thread(at_work)
 
     async def _run(self, turn: asyncio.Lock | None, job: Callable[[Connection, *Ts], T], *args: *Ts) -> T:
-        """Run a job in a task of its own: a caller that is cancelled must not break the connection."""
+        """Run a job; a caller that is cancelled does not break the connection."""
+        return await asyncio.shield(self._begun(turn, job, *args))
+
+    def _begun(
+        self, turn: asyncio.Lock | None, job: Callable[[Connection, *Ts], T], *args: *Ts
+    ) -> asyncio.Task[T]:
         task = asyncio.get_running_loop().create_task(self._in_turn(turn, job, *args))
         self._jobs.add(task)
         task.add_done_callback(self._jobs.discard)
-        return await asyncio.shield(task)
+        return task
 
     async def _in_turn(self, turn: asyncio.Lock | None, job: Callable[[Connection, *Ts], T], *args: *Ts) -> T:
         async with nullcontext() if turn is None else turn:

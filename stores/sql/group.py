@@ -11,8 +11,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from itertools import groupby
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -183,18 +182,18 @@ class Writer:
 def _results(transaction: Transaction, requests: Sequence[Request]) -> list[Any]:
     """Run requests in order; a refusal is a result. Neighbouring appends become one."""
     results: list[Any] = []
-    for operation, neighbours in groupby(requests, key=_operation):
+    appends: list[Any] = []
+    for operation, arguments in requests:
         if operation is operations.append:
-            batches = [cast("tuple[Any, Any]", arguments) for _, arguments in neighbours]
-            results += operations.append_all(transaction, batches)
+            appends.append(arguments)
             continue
-        for _, arguments in neighbours:
-            try:
-                results.append(operation(transaction, *arguments))
-            except AsmError as refusal:
-                results.append(refusal)
+        if appends:
+            results += operations.append_all(transaction, appends)
+            appends = []
+        try:
+            results.append(operation(transaction, *arguments))
+        except AsmError as refusal:
+            results.append(refusal)
+    if appends:
+        results += operations.append_all(transaction, appends)
     return results
-
-
-def _operation(request: Request) -> Callable[..., Any]:
-    return request[0]

@@ -44,7 +44,9 @@ def append_all(
 ) -> list[list[Event] | AsmError]:
     """What `append` does for each of many requests, in the statements of one."""
     fences = {fence for _, fence in requests if fence is not None}
-    runs = transaction.fenced_runs(list(fences)) if fences else {}
+    if not fences:
+        return list(transaction.append([rows for rows, _ in requests]))
+    runs = transaction.fenced_runs(list(fences))
     outcomes: list[list[Event] | AsmError | None] = []
     for _, fence in requests:
         try:

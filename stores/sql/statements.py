@@ -36,6 +36,8 @@ data, metadata, schema_version, json_quote(provider), json_quote(correlation_id)
 
 # -- the log
 
+EVENT_COLUMNS = 13
+
 
 @cache
 def insert_events(count: int) -> str:
@@ -52,7 +54,7 @@ INSERT_SIZES = (64, 16, 4, 1)
 """How many events one statement inserts: few enough shapes for the statement cache, few steps for any
 number of events. 64 rows have 832 parameters, below the 999 of old builds."""
 
-EVENT_COLUMNS = 13
+INSERT_EVENT = insert_events(1)
 
 # The latest number, the latest time and the largest event of a log.
 HEAD = "SELECT last_sequence, latest_timestamp, largest_event FROM asm_session_sequences WHERE session_id = ?"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, TypeVarTuple, cast
 
 from asm_runtime import options
@@ -103,6 +103,8 @@ class SQLSessionStore(GroupActor):
         self._pages = Pages(self._database)
         self._looks_soon = False
         self._sync_bound = False
+        self._commits = 0
+        """How many are under way."""
         self._owed: dict[Debt, None] = {}
         """Releases that could not be written, or whose caller is gone: they go with the next group."""
 
@@ -145,25 +147,42 @@ class SQLSessionStore(GroupActor):
         """Have an operation run in the next transaction."""
         return self.call(cast("Callable[[*Ts], T]", operation), *args)
 
-    async def handle_group(self, letters: list[Letter]) -> None:
+    def handle_group(self, letters: list[Letter]) -> asyncio.Future[None]:
         """Commit everything that waits as one transaction, or two; tell callers and waiters."""
-        commits = deque(map(self._commit, self._halved(self._with_debts(letters))))
-        while commits:
-            written, commit = commits.popleft()
-            outcome = await commit
+        settled = asyncio.get_running_loop().create_future()
+        for part in self._halved(self._with_debts(letters)):
+            self._commit(part, settled)
+        return settled
+
+    def _commit(self, letters: list[Letter], settled: asyncio.Future[None]) -> None:
+        requests = [letter[:2] for letter in letters]
+        writing = self._database.write(self._writer.run, requests, self._clock.now())
+        self._commits += 1
+        writing.add_done_callback(partial(self._committed, letters, settled))
+
+    def _committed(
+        self, letters: list[Letter], settled: asyncio.Future[None], writing: asyncio.Future[Outcome]
+    ) -> None:
+        self._commits -= 1
+        try:
+            outcome = writing.result()
             self._sync_bound = outcome.sync_bound
-            if not commits and (more := self.take()):
+            if not self._commits and (more := self.take()):
                 # Before anybody is told: callers prepare the next requests while these are written.
-                commits.append(self._commit(self._with_debts(more)))
+                self._commit(self._with_debts(more), settled)
             self._tell_waiters(outcome)
-            self._answer(written, outcome.results)
+            self._answer(letters, outcome.results)
             if outcome.commits:
                 events = sum(len(one.events) for one in outcome.effects if isinstance(one, Appended))
-                observer().group_committed(len(written), events)
-
-    def _commit(self, letters: list[Letter]) -> tuple[list[Letter], Awaitable[Outcome]]:
-        requests = [(operation, args) for operation, args, _ in letters]
-        return letters, self._database.write(self._writer.run, requests, self._clock.now())
+                observer().group_committed(len(letters), events)
+        except BaseException as error:
+            if not settled.done():
+                settled.set_exception(error)
+            if not isinstance(error, Exception):
+                raise
+        else:
+            if not self._commits and not settled.done():  # else the store has crashed
+                settled.set_result(None)
 
     def _halved(self, letters: list[Letter]) -> list[list[Letter]]:
         """The group that a lull ends, if it is large, in two halves.

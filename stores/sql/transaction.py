@@ -148,9 +148,10 @@ class Transaction:
         The events are the store's own copies, which nobody else holds yet: they get their numbers
         in place.
         """
-        self._read_heads({row[0] for batch in batches for _, row in batch})
-        stored = self._stored(batches) if self._careful else None
         heads = self._heads
+        sessions = {row[0] for batch in batches for _, row in batch}
+        self._read_heads(sessions)
+        stored = self._stored(batches) if self._careful else None
         parameters: list[Any] = []
         new: list[Event] = []
         results: list[list[Event]] = []
@@ -163,7 +164,7 @@ class Transaction:
                         result.append(own_copy(known))  # whoever appended it first has the other
                         continue
                 session_id, at, size = row[0], row[4], row[8]
-                number, latest, largest = heads.get(session_id, _EMPTY)
+                number, latest, largest = heads[session_id]
                 number += 1
                 later = latest if latest > at else None
                 heads[session_id] = number, later or at, size if size > largest else largest
@@ -173,9 +174,9 @@ class Transaction:
                 new.append(event)
                 result.append(event)
             results.append(result)
-        self._insert(parameters, len(new))
-        self._raised.update(event.session_id for event in new)
         if new:
+            self._insert(parameters, len(new))
+            self._raised.update(sessions if stored is None else {event.session_id for event in new})
             self.effects.append(Appended(new))
         return results
 
@@ -201,39 +202,39 @@ class Transaction:
         Returns:
             The number of this change; None: nothing has changed that others wait for.
         """
-        revised = self._revised
-        changed = self._raised | revised.keys()
-        if changed:
-            revision = self._change or 0
-            counters = [
-                (
-                    session_id,
-                    *self._heads.get(session_id, _EMPTY),
-                    getrandbits(62),
-                    revision if session_id in revised else 0,
-                    revised.get(session_id, 0),
-                )
-                for session_id in changed
-            ]
-            if len(counters) == 1:
-                self.write(statements.RAISE_COUNTER, counters[0])
-            else:
-                self.write(statements.RAISE_COUNTERS, (encode(counters).decode(),))
-        changed |= self._deleted
+        revised, heads, revision = self._revised, self._heads, self._change or 0
+        changed = list(self._raised | revised.keys() if revised else self._raised)
+        counters = [
+            (
+                session_id,
+                *heads.get(session_id, _EMPTY),
+                getrandbits(62),
+                revision if session_id in revised else 0,
+                revised.get(session_id, 0),
+            )
+            for session_id in changed
+        ]
+        if len(counters) == 1:
+            self.write(statements.RAISE_COUNTER, counters[0])
+        elif counters:
+            self.write(statements.RAISE_COUNTERS, (encode(counters).decode(),))
+        changed += self._deleted.difference(changed)
         if not changed:
             return None
         # Without a number it gets the next one.
-        self.write(statements.RECORD_CHANGE, (self._change, encode(list(changed)).decode()))
+        self.write(statements.RECORD_CHANGE, (self._change, encode(changed).decode()))
         return self.cursor.lastrowid
 
     def _read_heads(self, session_ids: set[str]) -> None:
-        unknown = session_ids - self._heads.keys()
+        heads = self._heads
+        unknown = session_ids.difference(heads)
         if len(unknown) == 1 and not self._careful:
             (session_id,) = unknown
-            self._heads[session_id] = self.row(statements.HEAD, session_id) or _EMPTY
+            heads[session_id] = self.row(statements.HEAD, session_id) or _EMPTY
         elif unknown:
             statement = statements.REPAIRED_HEADS if self._careful else statements.HEADS
-            self._heads.update(decode(self.row(statement, encode(list(unknown)).decode())[0]))
+            heads.update(dict.fromkeys(unknown, _EMPTY))
+            heads.update(decode(self.row(statement, encode(list(unknown)).decode())[0]))
 
     def _stored(self, batches: Sequence[Sequence[EventRow]]) -> dict[tuple[Any, ...], Event]:
         pairs = encode([row[:2] for batch in batches for _, row in batch]).decode()
@@ -241,9 +242,13 @@ class Transaction:
         return {(event.session_id, event.id): event for event in events_of(page) or ()}
 
     def _insert(self, parameters: list[Any], count: int) -> None:
+        execute = self.cursor.execute
+        self.wrote = True
+        if count == 1:
+            execute(statements.INSERT_EVENT, parameters)
+            return
         done, width = 0, statements.EVENT_COLUMNS
         for size in statements.INSERT_SIZES:
-            statement = statements.insert_events(size)
             while count - done >= size:
-                self.write(statement, parameters[done * width : (done + size) * width])
+                execute(statements.insert_events(size), parameters[done * width : (done + size) * width])
                 done += size

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from asm_runtime import Event, Run, Session
-from asm_runtime.errors import Conflict, LeaseLost, StoreError
+from asm_runtime.errors import ActorStopped, Conflict, LeaseLost, StoreError
 from asm_runtime.observer import Observer, set_observer
 from asm_runtime.ports import ExecutionResult, Fence
 from asm_runtime.stores import SQLSessionStore
@@ -193,6 +193,28 @@ async def test_a_programming_error_in_a_request_is_a_store_error_of_that_request
     assert [type(outcome) for outcome in outcomes] == [StoreError, Event]
     assert isinstance(outcomes[0], StoreError)
     assert isinstance(outcomes[0].__cause__, ZeroDivisionError)
+
+
+async def test_what_is_being_committed_when_the_store_crashes_is_whole_though_nobody_hears_of_it(
+    store: SQLSessionStore, file: str
+) -> None:
+    complaints: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+    gate = threading.Event()
+    ready = store._database.write(lambda _: gate.wait())
+    appends = [asyncio.ensure_future(store.append_events(events(2))) for _ in range(100)]
+    for _ in range(3):
+        await asyncio.sleep(0)
+    written = store._database.write(lambda _: None)  # comes after them
+    store.crash(ValueError("enough"))
+    gate.set()
+    await asyncio.gather(ready, written)
+    for append in appends:
+        with pytest.raises(ActorStopped):
+            await append
+    async with SQLSessionStore(f"sqlite:///{file}") as other:
+        assert len(await other.get_events("s")) == 200  # they were on their way: in two halves
+    assert complaints == []
 
 
 # -- duplicates and counters

@@ -1,13 +1,12 @@
-"""An OS process that leads a group of its own, so that it can be ended with everything it started.
+"""An OS process with everything it starts, ended as one.
 
-Why not `asyncio.create_subprocess_exec`: it reaps the leader by itself, after which the group's id may
-name somebody else's group; some Python versions wait for the pipes, which a grandchild may hold for
-ever, before they tell of the exit; and a cancelled start kills the leader only. Here the leader stays
-a zombie, and the group's id ours, until the group has been killed. What is asked of the event loop is
-`add_reader`, so every loop that has it will do.
+It is not started from here but from a helper, by way of a process of its own that stands between this
+program and it (see `shim`): whatever becomes of this program, even SIGKILL, that one ends the command.
+Neither does this program have to be forked, nor to look after children. What is asked of the event
+loop is `add_reader` and `sock_sendall`, so every loop that has them will do.
 
-What is out of reach: a process that leaves the group (`setsid`), as it would escape Ctrl-C in a
-terminal; and everything, if this program dies without a word, of SIGKILL for instance.
+What is out of reach: processes that have changed their user (`sudo`), and the moment in which somebody
+kills this program and the helpers together.
 """
 
 from __future__ import annotations
@@ -17,22 +16,27 @@ import errno
 import logging
 import os
 import signal
-import subprocess
+import socket
 import tempfile
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
+from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Self, TypeVar
 
+from asm_runtime import options
+from asm_runtime.adapters import shim
+from asm_runtime.adapters.fork_server import connect, release
 from asm_runtime.clock import SYSTEM_CLOCK, Clock, Timer
 from asm_runtime.errors import AsmError, ProviderError, ProviderUnavailable, ValidationError
 
-__all__ = ["ProcessGroup", "Stream"]
+__all__ = ["ProcessGroup", "Stream", "on_a_thread"]
 
 logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 _READ_BYTES = 65_536
 """One read: what a pipe holds on Linux."""
@@ -40,9 +44,9 @@ _READ_BYTES = 65_536
 _LAST_READ_BYTES = 1_048_576
 """The last read of a pipe that is given up: as much as an unprivileged process can make it hold."""
 
-_DEATH_S = 5.0
-"""How long killed processes are waited for. SIGKILL takes well under a millisecond, unless a process
-hangs in the kernel, on a dead file server for instance."""
+_PATIENCE_S = 2 * shim.DEATH_S
+"""How long a shim may take to end its command. It gives up by itself before that, unless somebody has
+stopped it."""
 
 
 class Stream(StrEnum):
@@ -53,7 +57,7 @@ class Stream(StrEnum):
 
 
 class ProcessGroup:
-    """A process in a session and group of its own, alive inside an `async with` and no longer.
+    """A process with all that it starts, alive inside an `async with` and no longer.
 
     ::
 
@@ -62,28 +66,30 @@ class ProcessGroup:
                 stream, data = piece
         process.returncode
 
-    However the block is left, the whole group is gone behind it, reaped, and every file descriptor
-    closed. Left early, by an exception or a cancellation, the group is first asked to go: SIGINT, then
-    SIGTERM, then SIGKILL. A second cancellation goes straight to SIGKILL.
+    The process leads a session of its own, with no signal ignored or blocked. However the block is left,
+    nobody of that session is left behind it, whatever groups its members made, nor any file descriptor.
+    Left early, by an exception or a cancellation, everybody is first asked to go: SIGINT, then SIGTERM,
+    then SIGKILL. A second cancellation goes straight to SIGKILL. If this program dies, it is SIGKILL.
 
-    A process that the leader left behind in the background is killed with SIGKILL: at once if it does
-    not hold the output, else `drain_grace_ms` after the leader's exit.
+    Whom the process left in the background when it exited is killed with SIGKILL: at once if he does not
+    hold the output, else `drain_grace_ms` later. A process that has gone into a session of its own
+    (`setsid`, daemons) outlives one that exited by itself. Of one that is ended, it does not, on Linux.
 
     Args:
         argv: The program and its arguments; a name without a slash is looked up in `env["PATH"]`.
-        cwd: Its working directory.
+        cwd: Its working directory, an absolute path.
         env: Its whole environment.
         executable: What is executed, if not `argv[0]`.
         stdin: What it finds on its standard input.
         interrupt_grace_ms: From SIGINT to SIGTERM.
         terminate_grace_ms: From SIGTERM to SIGKILL.
-        drain_grace_ms: How long output is read once the leader has exited and others hold the pipes.
+        drain_grace_ms: How long output is read once the process has exited and others hold the pipes.
         clock: Where the graces come from.
 
     Attributes:
-        pid: The leader's id, which is the group's.
-        returncode: Behind the block: the exit code, or minus the signal that ended the leader; None if
-            another part of this program took the exit status.
+        pid: Its id, which is that of its group and session.
+        returncode: Behind the block: the exit code, or minus the signal that ended it; None if nobody
+            knows, because somebody killed the helper that would.
     """
 
     def __init__(
@@ -99,6 +105,8 @@ class ProcessGroup:
         drain_grace_ms: int = 500,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
+        if not os.path.isabs(cwd):
+            raise options.refused("cwd", cwd, "an absolute path")
         self.pid = 0
         self.returncode: int | None = None
         self._argv = list(argv)
@@ -110,8 +118,11 @@ class ProcessGroup:
         self._terminate_grace_s = terminate_grace_ms / 1000
         self._drain_grace_s = drain_grace_ms / 1000
         self._clock = clock
-        self._popen: subprocess.Popen[bytes] | None = None
-        self._pidfd: int | None = None
+        self._shim: socket.socket | None = None
+        self._said = b""
+        self._lost = False
+        self._hung_up = False
+        self._failure: OSError | None = None
         self._pipes: dict[int, Stream] = {}
         self._readable: set[int] = set()
         self._pieces: deque[tuple[Stream, bytes]] = deque()
@@ -119,7 +130,6 @@ class ProcessGroup:
         self._stopping = False
         self._exited = False
         self._drained = False
-        self._reaped = False
         self._wake: asyncio.Future[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -129,21 +139,24 @@ class ProcessGroup:
             ValidationError: `cwd` is no directory that can be entered, or the arguments are too long.
             ProviderUnavailable: The system is out of processes, memory or file descriptors.
             ProviderError: The program is not there or cannot be executed.
+            DependencyMissing: There is no Python interpreter to run the helper.
         """
         self._loop = asyncio.get_running_loop()
-        spawning = self._loop.run_in_executor(None, self._spawn)
-        cancelled = await _outlast(spawning)
-        error = spawning.exception()
+        self._gone: asyncio.Future[None] = self._loop.create_future()
         try:
-            if error is None:
-                self._adopt(spawning.result())
-            if cancelled:
-                raise asyncio.CancelledError
-            if error is not None:
+            await self._start()
+            while not (self.pid or self._gone.done()):
+                await self._next_message()
+            if self._failure is not None:
+                raise self._failure
+            if not self.pid:
+                raise ProviderUnavailable("the helper process was killed before it had started the command")
+        except BaseException as error:
+            self._stopping = True
+            if await self._bury():
+                raise asyncio.CancelledError from error
+            if isinstance(error, OSError):
                 raise _translated(error, self._executable or self._argv[0], self._cwd) from error
-        except BaseException:
-            if self._popen is not None:
-                await self._bury()
             raise
         return self
 
@@ -164,11 +177,13 @@ class ProcessGroup:
         except GeneratorExit:
             self._bury_at_once()
             raise
+        if kind is not None or cancelled:
+            self._stopping = True
         if await self._bury() or cancelled:
             raise asyncio.CancelledError
 
     async def read(self) -> tuple[Stream, bytes] | None:
-        """What the group wrote next; None once its leader has exited and the output is at its end.
+        """What was written next; None once the process has exited and the output is at its end.
 
         Nothing is read ahead: a caller that does not read slows the process down. Costs a turn of the
         loop each time, so that no torrent of output keeps others from running.
@@ -181,87 +196,108 @@ class ProcessGroup:
         return self._pieces.popleft()
 
     def stop(self) -> bool:
-        """Ask the group to go: SIGINT now, SIGTERM and SIGKILL if it stays. Plain, idempotent.
+        """Ask everybody to go: SIGINT now, SIGTERM and SIGKILL to who stays. Plain, idempotent.
 
         Returns:
-            Whether the leader was still there.
+            Whether the process was still there.
         """
         if self._exited:
             return False
         if not self._stopping:
             self._stopping = True
-            self._signal(signal.SIGINT)
-            self._later(self._interrupt_grace_s, self._signal, signal.SIGTERM)
+            self._order(signal.SIGINT)
+            self._later(self._interrupt_grace_s, self._order, signal.SIGTERM)
             self._later(self._interrupt_grace_s + self._terminate_grace_s, self.kill)
         return True
 
     def kill(self) -> None:
-        """Kill the group with SIGKILL. Plain, idempotent."""
-        self._signal(signal.SIGKILL)
+        """Kill everybody with SIGKILL. Plain, idempotent."""
+        self._stopping = True
+        self._order(shim.KILL)
 
     # -- its start
 
-    def _spawn(self) -> subprocess.Popen[bytes]:
-        """On a thread: it touches files."""
-        with tempfile.TemporaryFile() if self._stdin else open(os.devnull, "rb") as stdin:
-            # A file and not a pipe: nobody has to feed it while the process runs.
+    async def _start(self) -> None:
+        files: list[int] = []
+        try:
             if self._stdin:
-                stdin.write(self._stdin)
-                stdin.seek(0)
-            return subprocess.Popen(
-                self._argv,
-                executable=self._executable,
-                cwd=self._cwd,
-                env=self._env,
-                stdin=stdin,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                bufsize=0,
-                start_new_session=True,
-            )
-
-    def _adopt(self, popen: subprocess.Popen[bytes]) -> None:
-        self._popen = popen
-        self.pid = popen.pid
-        for pipe, stream in ((popen.stdout, Stream.STDOUT), (popen.stderr, Stream.STDERR)):
-            assert pipe is not None
-            os.set_blocking(pipe.fileno(), False)
-            self._pipes[pipe.fileno()] = stream
-        try:
-            self._pidfd = os.pidfd_open(popen.pid)
-        except (AttributeError, OSError):  # not Linux, or a kernel or sandbox without it
-            threading.Thread(target=self._watch, args=(popen,), daemon=True).start()
-        else:
-            self._loop.add_reader(self._pidfd, self._on_exit)
-
-    def _watch(self, popen: subprocess.Popen[bytes]) -> None:
-        """Instead of a pidfd, on a thread: wait for the exit, where possible without reaping."""
-        try:
-            if hasattr(os, "waitid"):
-                os.waitid(os.P_PID, popen.pid, os.WEXITED | os.WNOWAIT)
+                files.append(await on_a_thread(_file_of, self._stdin, unwanted=os.close))
             else:
-                popen.wait()
-        except ChildProcessError:
-            pass  # reaped already
+                files.append(os.open(os.devnull, os.O_RDONLY))
+            for stream in Stream:
+                ours, theirs = os.pipe()
+                os.set_blocking(ours, False)
+                self._pipes[ours] = stream
+                files.append(theirs)
+            self._shim = await connect(files)
+        finally:
+            for file in files:
+                os.close(file)
+        self._loop.add_reader(self._shim.fileno(), self._on_message)
+        asked = shim.request(
+            [os.fsencode(word) for word in self._argv],
+            executable=None if self._executable is None else os.fsencode(self._executable),
+            cwd=os.fsencode(self._cwd),
+            env={os.fsencode(name): os.fsencode(value) for name, value in self._env.items()},
+        )
         try:
-            self._loop.call_soon_threadsafe(self._on_exit)
-        except RuntimeError:
-            pass  # the loop is closed
+            await self._loop.sock_sendall(self._shim, asked)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # its last message says why
 
     # -- what happens to it
 
+    def _on_message(self) -> None:
+        assert self._shim is not None
+        try:
+            piece = self._shim.recv(4096)
+        except BlockingIOError:
+            return
+        except ConnectionResetError:
+            piece = b""
+        self._said += piece
+        while len(self._said) >= shim.MESSAGE.size and not self._gone.done():
+            kind, first, second = shim.MESSAGE.unpack_from(self._said)
+            self._said = self._said[shim.MESSAGE.size :]
+            if kind == shim.STARTED:
+                self.pid = first
+            elif kind == shim.FAILED:
+                self._failure = OSError(first, os.strerror(first), self._cwd if second else None)
+                self._on_gone(free=True)
+            else:
+                if not self._exited and first != shim.UNKNOWN:
+                    self.returncode = first
+                self._on_exit()
+                if kind == shim.GONE:
+                    if second > 0:
+                        logger.warning("processes of %s do not die of SIGKILL and are left behind", self.pid)
+                    self._on_gone(free=not second)
+        if not piece and not self._gone.done():
+            self._lost = True
+            self._on_exit()
+            self._on_gone(free=False)
+        self._woken()
+
+    def _on_gone(self, *, free: bool) -> None:
+        """Nobody is left."""
+        assert self._shim is not None
+        self._forget(self._shim.fileno())
+        if free and not self._hung_up:
+            release(self._shim)
+        else:
+            self._shim.close()
+        self._gone.set_result(None)
+
     def _on_exit(self) -> None:
-        """The leader has exited; it is not reaped before the group is killed."""
-        if self._pidfd is not None:
-            self._forget(self._pidfd)
-        if not self._exited and not self._reaped:
+        """The process has exited."""
+        if not self._exited:
             self._exited = True
-            self._later(self._drain_grace_s, self._on_drained)
-            self._woken()
+            if self._pipes:
+                self._later(self._drain_grace_s, self._on_drained)
 
     def _on_drained(self) -> None:
         self._drained = True
-        self.kill()
+        self._order(shim.KILL if self._stopping else shim.END)
         self._woken()
 
     def _on_readable(self, pipe: int) -> None:
@@ -272,18 +308,23 @@ class ProcessGroup:
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
 
-    async def _next_change(self) -> None:
-        """Return when there is output, or its end, or the leader has exited, or the graces are over."""
-        if self._drained:
-            return
+    async def _next_message(self) -> None:
         self._wake = self._loop.create_future()
-        # Only while somebody waits: readers that stay would spin while the caller is busy elsewhere.
-        for pipe in self._pipes:
-            self._loop.add_reader(pipe, self._on_readable, pipe)
         try:
             await self._wake
         finally:
             self._wake = None
+
+    async def _next_change(self) -> None:
+        """Return when there is output, or its end, or the process has exited, or the graces are over."""
+        if self._drained:
+            return
+        # Only while somebody waits: readers that stay would spin while the caller is busy elsewhere.
+        for pipe in self._pipes:
+            self._loop.add_reader(pipe, self._on_readable, pipe)
+        try:
+            await self._next_message()
+        finally:
             for pipe in self._pipes:
                 self._forget(pipe)
 
@@ -295,7 +336,7 @@ class ProcessGroup:
                 data = None
             if data:
                 self._pieces.append((self._pipes[pipe], data))
-            if data == b"" or self._drained:  # who still holds it has left the group: not ours
+            if data == b"" or self._drained:  # who still holds it has left the session: not ours
                 self._close(pipe)
         self._readable.clear()
 
@@ -304,103 +345,101 @@ class ProcessGroup:
 
     # -- its end
 
-    def _signal(self, number: int) -> None:
-        if self.pid and not self._reaped:
+    def _order(self, number: int) -> None:
+        if self._shim is not None and not self._gone.done():
             try:
-                os.killpg(self.pid, number)
-            except (ProcessLookupError, PermissionError):
-                pass  # nobody is left, or only such as changed their user
+                self._shim.send(bytes([number]))
+            except OSError:
+                pass  # it has gone
+
+    def _hang_up(self) -> None:
+        """End everybody, and the shim."""
+        self._hung_up = True
+        if self._shim is not None and not self._gone.done():
+            try:
+                self._shim.shutdown(socket.SHUT_WR)
+            except OSError:
+                pass  # it has gone
 
     def _later(self, seconds: float, callback: Callable[..., object], *args: object) -> None:
         self._timers.append(self._clock.call_later(seconds, callback, *args))
 
     async def _bury(self) -> bool:
-        """Kill what is left, reap, close; whether the caller was cancelled meanwhile."""
+        """End who is left, and close everything; whether the caller was cancelled meanwhile."""
         self._release()
-        if self._is_gone():
+        if self._shim is None:
             return False
-        try:
-            dying = self._loop.run_in_executor(None, self._until_gone)
-        except RuntimeError:  # the loop is shutting down and its threads have gone
-            self._until_gone()
-            return False
-        return await _outlast(dying)
+        if not self.pid:
+            self._hang_up()  # it may not have been asked yet
+        else:
+            self._order(shim.KILL if self._stopping or not self._exited else shim.END)
+        patience = self._loop.call_later(_PATIENCE_S, self._give_up)
+        cancelled = await _outlast(self._gone)
+        patience.cancel()
+        if self._lost and self.pid:
+            return await _outlast(self._loop.create_task(_end_session(self.pid))) or cancelled
+        return cancelled
+
+    def _give_up(self) -> None:
+        if not self._gone.done():
+            logger.warning("the helper of process %s does not answer, and is left behind", self.pid)
+            self._on_gone(free=False)
 
     def _bury_at_once(self) -> None:
         """Without a loop to wait on."""
         self._release()
-        self._until_gone()
+        if self._shim is None or self._gone.done():
+            return
+        self._forget(self._shim.fileno())
+        self._hang_up()
+        try:
+            self._shim.settimeout(_PATIENCE_S)
+            while self._shim.recv(4096):
+                pass
+        except OSError:
+            pass
+        self._shim.close()
 
     def _release(self) -> None:
-        self.kill()
         for timer in self._timers:
             timer.cancel()
         self._timers.clear()
         for pipe in tuple(self._pipes):
             self._close(pipe)
-        if self._pidfd is not None:
-            self._forget(self._pidfd)
-            os.close(self._pidfd)
-            self._pidfd = None
 
     def _close(self, pipe: int) -> None:
-        assert self._popen is not None
-        assert self._popen.stdout is not None
-        assert self._popen.stderr is not None
         self._forget(pipe)
-        stream = self._pipes.pop(pipe)
-        (self._popen.stdout if stream is Stream.STDOUT else self._popen.stderr).close()
+        del self._pipes[pipe]
+        os.close(pipe)
 
-    def _forget(self, fd: int) -> None:
+    def _forget(self, file: int) -> None:
         try:
-            self._loop.remove_reader(fd)
+            self._loop.remove_reader(file)
         except RuntimeError:
             pass  # the loop is closed
 
-    def _until_gone(self) -> None:
-        """On a thread: return when nobody of the group is alive any more."""
-        patience = time.monotonic() + _DEATH_S
-        pause = 0.0005
-        while not (self._is_gone() or (self._reaped and _only_zombies(self.pid))):
-            if time.monotonic() > patience:
-                logger.warning("process group %s does not die of SIGKILL and is left behind", self.pid)
-                return
-            time.sleep(pause)
-            pause = min(pause * 2, 0.05)
 
-    def _is_gone(self) -> bool:
-        self._reap()
-        if not self._reaped:
-            return False
-        try:
-            os.killpg(self.pid, 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            pass
-        return False
+async def _end_session(session: int) -> None:
+    """In the place of a shim that somebody killed: end whom it left."""
+    loop = asyncio.get_running_loop()
+    nothing = os.open(os.devnull, os.O_RDWR)
+    try:
+        connection = await connect([nothing] * 3)
+        with connection:
+            await loop.sock_sendall(connection, shim.request([], ends=session))
+            await asyncio.wait_for(loop.sock_recv(connection, 1), _PATIENCE_S)
+    except (OSError, AsmError) as error:
+        logger.warning("what is left of process %s could not be ended: %s", session, error)
+    finally:
+        os.close(nothing)
 
-    def _reap(self) -> None:
-        """Take the status of the leader, and of orphans of the group if they became our children."""
-        popen = self._popen
-        assert popen is not None
-        while True:
-            try:
-                pid, status = os.waitpid(-self.pid, os.WNOHANG)
-            except ChildProcessError:
-                self._reaped = True
-                break
-            if pid == 0:
-                break
-            if pid == self.pid:
-                self.returncode = popen.returncode = os.waitstatus_to_exitcode(status)
-                self._reaped = True
-        if not self._reaped:
-            return
-        if popen.returncode is None:
-            popen.returncode = 0  # the status was taken by somebody else; Popen need not look for it
-        elif self.returncode is None:
-            self.returncode = popen.returncode
+
+def _file_of(content: bytes) -> int:
+    """A file and not a pipe: nobody has to feed it while the process runs."""
+    with tempfile.TemporaryFile() as file:
+        file.write(content)
+        file.seek(0)
+        return os.dup(file.fileno())
 
 
 _START_ERRORS: dict[int, tuple[type[AsmError], str]] = {
@@ -437,27 +476,43 @@ def _translated(error: BaseException, program: str, cwd: str) -> BaseException:
     )
 
 
-def _only_zombies(group: int) -> bool:
-    """Whether all that is left of the group waits for a parent that does not reap, as in containers
-    whose first process is no init. False where there is no /proc.
+async def on_a_thread(
+    function: Callable[..., _T], *args: object, unwanted: Callable[[_T], object] | None = None
+) -> _T:
+    """Call what touches files, on a thread of its own: the loop's threads are the application's, which
+    may keep them all busy.
+
+    Args:
+        function: It is not interrupted: a cancelled caller waits for its end.
+        args: Its arguments.
+        unwanted: Given the result if the caller was cancelled.
     """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[_T] = loop.create_future()
+
+    def work() -> None:
+        report: Callable[[], None]
+        try:
+            report = partial(done.set_result, function(*args))
+        except BaseException as error:
+            report = partial(done.set_exception, error)
+        try:
+            loop.call_soon_threadsafe(report)
+        except RuntimeError:
+            pass  # the loop is closed
+
     try:
-        return not any(_lives_in(group, name) for name in os.listdir("/proc") if name.isdigit())
-    except OSError:
-        return False
+        threading.Thread(target=work, daemon=True).start()
+    except RuntimeError as error:
+        raise ProviderUnavailable(f"the system starts no more threads: {error}") from error
+    if await _outlast(done):
+        if done.exception() is None and unwanted is not None:
+            unwanted(done.result())
+        raise asyncio.CancelledError
+    return done.result()
 
 
-def _lives_in(group: int, pid: str) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as stat:
-            # "pid (name) state ppid pgrp …"; the name may hold spaces and parentheses.
-            state, _, pgrp = stat.read().rpartition(b")")[2].split()[:3]
-    except OSError:
-        return False
-    return int(pgrp) == group and state not in (b"Z", b"X")
-
-
-async def _outlast(work: asyncio.Future[Any]) -> bool:
+async def _outlast(work: asyncio.Future[_T]) -> bool:
     """Wait for work that must not be left alone; whether the caller was cancelled meanwhile."""
     cancelled = False
     while not work.done():

@@ -20,7 +20,7 @@ from asm_runtime.adapters.command import (
 )
 from asm_runtime.adapters.command_policy import CommandPolicy, Launch
 from asm_runtime.adapters.output import Head, Lines, Tail
-from asm_runtime.adapters.process import ProcessGroup, Stream
+from asm_runtime.adapters.process import ProcessGroup, Stream, on_a_thread
 from asm_runtime.clock import SYSTEM_CLOCK, Clock
 from asm_runtime.errors import (
     AsmError,
@@ -59,8 +59,8 @@ class ShellAdapter:
     completes if the exit code is among `success_exit_codes`; else it fails with `ProviderError`, whose
     details have `exit_code`, `signal` and the end of stderr.
 
-    The command runs in a process group of its own (see `ProcessGroup`), and when `execute` ends,
-    however it ends, nobody of the group is left.
+    The command leads a session of its own (see `ProcessGroup`), and when `execute` ends, however it
+    ends, nobody of that session is left; nor is when this process is killed.
 
     Args:
         cwd: Where commands run; None: where this process is. A run's own `cwd` may be relative to it.
@@ -79,14 +79,14 @@ class ShellAdapter:
         success_exit_codes: Exit codes that complete a run.
         interrupt_grace_ms: From SIGINT to SIGTERM, when a command is stopped, ≥ 0.
         terminate_grace_ms: From SIGTERM to SIGKILL, ≥ 0.
-        drain_grace_ms: How long the output is read that others of the group hold open when the command
-            itself has exited, ≥ 0.
+        drain_grace_ms: How long the output is read that others hold open when the command itself has
+            exited, ≥ 0.
         name: The adapter's name.
         clock: The source of time.
 
     Raises:
         ValidationError: An option is not what is allowed.
-        DependencyMissing: The system has no process groups (Windows).
+        DependencyMissing: The system has no sessions of processes (Windows).
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class ShellAdapter:
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         if os.name != "posix":
-            raise DependencyMissing("ShellAdapter stands on process groups, which only POSIX systems have")
+            raise DependencyMissing("ShellAdapter stands on sessions of processes, which only POSIX has")
         self.name = options.identifier("name", name)
         where = os.fspath(cwd) if isinstance(cwd, os.PathLike) else cwd
         self._cwd = text("cwd", "." if where is None else where)
@@ -176,7 +176,7 @@ class ShellAdapter:
             del self._executions[execution]
 
     async def cancel(self, run_id: str) -> None:
-        """Stop that run's process group, SIGINT first; `execute` raises `RunCancelled`. Idempotent.
+        """Stop that run's processes, SIGINT first; `execute` raises `RunCancelled`. Idempotent.
 
         Run ids are unique within a session only. Of several runs with that id none is stopped here:
         the one that is meant is stopped by the cancellation of its task.
@@ -188,7 +188,7 @@ class ShellAdapter:
     async def _execute(self, execution: _Execution, emit: Emit) -> ProviderResult:
         command = execution.command
         env = self._inherited() | self._env | command.env
-        launch, cwd = await asyncio.to_thread(self._prepared, command, env["PATH"])
+        launch, cwd = await on_a_thread(self._prepared, command, env["PATH"])
         call: JsonObject = {"tool_call_id": new_id("call_"), "tool_name": "shell"}
         output = _Output(self._max_output_bytes, self._max_line_bytes, self._tail_bytes, self._tail_lines)
         began = self._clock.monotonic()
@@ -246,7 +246,8 @@ class ShellAdapter:
             if self._policy.restricts:
                 return self._policy.of_argv(argv, path=path, cwd=cwd), cwd
         else:
-            argv = [self._shell, "-c", command.script]
+            # A shell would take a text that begins with a dash for an option.
+            argv = [self._shell, "-c", f" {command.script}" if command.script[0] in "-+" else command.script]
             if self._policy.restricts:
                 return self._policy.of_script(command.script, path=path, cwd=cwd), cwd
         return Launch(argv[0], argv), cwd

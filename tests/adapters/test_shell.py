@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +86,12 @@ async def test_a_program_and_its_arguments_are_not_seen_by_a_shell(footprint: Fo
 
 async def test_a_prompt_is_a_command(footprint: Footprint) -> None:
     assert (await Recording({"prompt": "echo $((6 * 7))"}).of(adapter(footprint))).output["content"] == "42\n"
+
+
+@pytest.mark.parametrize("text", ["-c id", "--help", "+x", "-"])
+async def test_a_text_that_begins_like_an_option_is_a_command(footprint: Footprint, text: str) -> None:
+    with pytest.raises(ProviderError, match="code 127"):
+        await Recording(text).of(adapter(footprint))
 
 
 async def test_a_run_can_bring_its_own_directory_variables_and_input(
@@ -176,15 +185,14 @@ async def test_a_directory_that_is_not_there_fails_the_run_by_its_name(footprint
             await Recording("true", adapter_opts=opts).of(shell)
 
 
-async def test_an_exit_status_that_somebody_else_took_fails_the_run(footprint: Footprint) -> None:
-    recording = Recording({"command": "echo ready; exit 0"})
+async def test_a_command_whose_helper_is_killed_fails_its_run(footprint: Footprint) -> None:
+    recording = Recording({"command": "echo $PPID; sleep 1000; exit 0"})
     running = recording.begin(adapter(footprint))
-    await recording.until(EventType.MESSAGE_STREAMED, "ready")
-    recording.room.clear()  # keeps the adapter from reaping first
-    os.waitid(os.P_PID, recording.data_of(EventType.RUN_STARTED)[0]["pid"], os.WEXITED)  # noqa: ASYNC222
-    recording.room.set()
+    said = await recording.until(EventType.MESSAGE_STREAMED)
+    os.kill(int(said["content"]), signal.SIGKILL)
     with pytest.raises(ProviderError, match="exit code"):
         await running
+    footprint.assert_nothing_is_left()
 
 
 # -- timeouts
@@ -483,6 +491,28 @@ async def test_without_a_list_a_run_may_do_anything(footprint: Footprint) -> Non
 
 
 # -- options
+
+
+def test_on_windows_it_says_what_it_lacks() -> None:
+    """And what does not need it can be imported."""
+    windows = """
+import os, select, signal, socket
+posix = {
+    os: "fork posix_spawn register_at_fork setsid getsid geteuid getegid getgroups pidfd_open killpg",
+    signal: "SIGKILL SIGSTOP SIGHUP SIGQUIT SIGCHLD pthread_sigmask pidfd_send_signal",
+    socket: "AF_UNIX send_fds recv_fds MSG_NOSIGNAL",
+    select: "poll",
+}
+for module, names in posix.items():
+    for name in names.split():
+        delattr(module, name)
+from asm_runtime.adapters import ScriptedAdapter, ShellAdapter
+ScriptedAdapter()
+os.name = "nt"
+ShellAdapter()
+"""
+    done = subprocess.run([sys.executable, "-c", windows], capture_output=True, text=True)
+    assert "DependencyMissing: ShellAdapter stands on sessions of processes" in done.stderr
 
 
 def test_adapter_options_are_checked() -> None:

@@ -13,7 +13,10 @@ from asm_runtime.records import RunStatus
 from asm_runtime.stores import InMemorySessionStore
 from tests.adapters.conftest import Footprint
 
-GROUP = "sleep 1000 & sh -c 'sleep 1000 & sleep 1000' & echo ready; sleep 1000"
+GROUP = (
+    "sleep 1000 & timeout 1000 sh -c 'sleep 1000 & sleep 1000' & "
+    "cd / && timeout 1000 sh -c 'echo ready; sleep 1000'"
+)
 
 
 @pytest.fixture

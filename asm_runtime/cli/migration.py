@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from asm_runtime.cli.exits import ExitCode
-from asm_runtime.cli.store_option import check_file, opened, store_url
+from asm_runtime.cli.store_option import checked_url, opened
 from asm_runtime.errors import StoreError
 
 __all__ = ["migrate"]
@@ -16,7 +16,7 @@ async def migrate(where: str | None, revision: str, *, down: bool) -> ExitCode:
     if revision == "head" and not down:
         async with opened(where, create=True):
             return ExitCode.DONE
-    await asyncio.to_thread(_step, store_url(where), revision, down=down)
+    await asyncio.to_thread(_step, checked_url(where, create=False), revision, down=down)
     return ExitCode.DONE
 
 
@@ -27,7 +27,6 @@ def _step(url: str, revision: str, *, down: bool) -> None:
 
     from asm_runtime.stores import migrations
 
-    check_file(url, create=False)
     # Python's driver begins no transaction before a change of the schema; so it is told to begin none.
     engine = create_engine(url, connect_args={"isolation_level": None})
     try:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from asm_runtime.errors import StoreUnavailable
 from asm_runtime.stores import SQLSessionStore
 
-__all__ = ["check_file", "make_folder", "opened", "store_url"]
+__all__ = ["checked_url", "make_folder", "opened", "store_url"]
 
 
 def store_url(option: str | None) -> str:
@@ -37,45 +38,64 @@ async def opened(where: str | None, *, create: bool) -> AsyncGenerator[SQLSessio
 
     Raises:
         ValidationError: The option names no store.
-        StoreUnavailable: The SQLite file is not there.
+        StoreUnavailable: The SQLite file is not there, or cannot be made.
     """
-    url = store_url(where)
-    check_file(url, create=create)
+    url = checked_url(where, create=create)
     async with SQLSessionStore(url, migrate=create) as store:
         yield store
 
 
-def check_file(url: str, *, create: bool) -> None:
-    """See that a SQLite file is there, or can be made. Other databases are left to themselves.
+def checked_url(where: str | None, *, create: bool) -> str:
+    """The URL of a store that there is or, with `create`, that can be made.
 
     Raises:
-        StoreUnavailable: It is not, or cannot.
+        ValidationError: The option names no store.
+        StoreUnavailable: The SQLite file is not there, or cannot be made.
     """
-    file = _sqlite_file(url)
-    if file is None:
-        return
-    if not create:
-        if not file.exists():
-            raise StoreUnavailable(f"there is no store at {file}; `asm-runtime run` makes one")
-        return
-    make_folder(file.parent)
+    url = store_url(where)
+    SQLSessionStore(url)  # refuses what names no store, without showing its password
+    file = Path(url.partition(":///")[2])
+    if file.name and file.name != ":memory:":
+        if create and file == _own_file():
+            _make_private(file)
+        elif create:
+            make_folder(file.parent)
+        elif not file.exists():
+            raise StoreUnavailable(f"there is no store at {_shown(file)}; `asm-runtime run` makes one")
+    return url
 
 
-def make_folder(folder: Path) -> None:
+def make_folder(folder: Path, *, mode: int = 0o777) -> None:
     """Make a folder, and those above it, unless it is there.
 
     Raises:
         StoreUnavailable: It cannot be made.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode, parents=True, exist_ok=True)
     except OSError as error:
-        raise StoreUnavailable(f"cannot make the folder {folder}: {error.strerror}") from error
+        raise StoreUnavailable(f"cannot make the folder {_shown(folder)}: {error.strerror}") from error
 
 
-def _sqlite_file(url: str) -> Path | None:
-    scheme, _, path = url.partition(":///")
-    return Path(path) if scheme.startswith("sqlite") and path not in ("", ":memory:") else None
+def _make_private(file: Path) -> None:
+    """Make the user's own store before SQLite does, open to nobody else: it holds what agents said.
+
+    What SQLite and the locks put beside it later takes its mode.
+    """
+    make_folder(file.parent.parent)
+    make_folder(file.parent, mode=0o700)
+    try:
+        os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
+        with suppress(PermissionError):  # of another owner, who knows best
+            file.parent.chmod(0o700)
+            file.chmod(0o600)
+    except OSError as error:
+        raise StoreUnavailable(f"cannot open {file}: {error.strerror}") from error
+
+
+def _shown(path: Path) -> str:
+    """A path without what may be a password in it, if it is a URL that lacks its scheme."""
+    return re.sub(r"(?<=:)[^:/@]+(?=@)", "***", str(path))
 
 
 def _own_file() -> Path:

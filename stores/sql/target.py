@@ -32,23 +32,26 @@ def database_of(
         return _of_engine(target, migrate=migrate)
     scheme, separator, rest = target.partition("://")
     if not separator:
-        raise options.refused("url_or_engine", target, _ALLOWED)
+        raise _refused("", "there is no scheme in it")
     if scheme not in _SCHEMES:
-        # Without the rest of the URL: there may be a password in it.
-        raise ValidationError(
-            f"url_or_engine must be {_ALLOWED}: this release has no store for {scheme}",
-            details={"option": "url_or_engine", "value": scheme},
-        )
+        raise _refused(scheme, f"this release has no store for {scheme}")
     host, _, path = rest.partition("/")
     if host or "?" in path or "\0" in path:
-        raise options.refused("url_or_engine", target, f"{_ALLOWED}, without a host or parameters")
+        raise _refused(scheme, "it has a host or parameters")
     try:
         os.fsencode(path)
     except UnicodeEncodeError as error:
-        raise options.refused("url_or_engine", target, f"{_ALLOWED}, whose path can be encoded") from error
+        raise _refused(scheme, "its path cannot be encoded") from error
     if path in _MEMORY:
         return MemoryDatabase()
     return FileDatabase(path, synchronous=synchronous, migrate=migrate, busy_timeout_ms=busy_timeout_ms)
+
+
+def _refused(scheme: str, why: str) -> ValidationError:
+    # Without the rest of the URL: there may be a password in it.
+    return ValidationError(
+        f"url_or_engine must be {_ALLOWED}: {why}", details={"option": "url_or_engine", "value": scheme}
+    )
 
 
 def _of_engine(engine: Any, *, migrate: bool) -> Database:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import NoReturn, cast
 
 __all__ = ["main"]
 
@@ -15,9 +17,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     Args:
         arguments: What follows the command's name; None: those of this process.
     """
+    _fill_standard_streams()
     try:
         from asm_runtime.cli.commands import run
         from asm_runtime.cli.exits import warn_on_stderr
+    except KeyboardInterrupt:
+        sys.exit(130)
     except ModuleNotFoundError as missing:
         if missing.name not in ("cyclopts", "rich"):
             raise
@@ -28,3 +33,17 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
     warn_on_stderr()
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def _fill_standard_streams() -> None:
+    """See that there is a standard input, output and error, and that whatever is written can be.
+
+    One that was closed (`>&-`) would else be the number of the next file that is opened, and what is
+    printed would go there: into the store, for instance.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
+    # A terminal that has no UTF-8 gets escapes.
+    cast(io.TextIOWrapper, sys.stdout).reconfigure(errors="backslashreplace")

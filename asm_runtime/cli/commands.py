@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 
-from asm_runtime.cli.exits import ExitCode, complain, run_to_exit
+from asm_runtime.cli.exits import ExitCode, complain, exit_code_of, output_failed, run_to_exit
 
 __all__ = ["run"]
 
@@ -51,12 +51,19 @@ Count = Annotated[int, Parameter(validator=Number(gte=0))]
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command with these arguments; returns its exit code."""
-    try:
-        outcome = app(arguments, exit_on_error=False, print_error=False)
-    except CycloptsError as error:
-        complain(f"{error} (asm-runtime --help)")
-        return ExitCode.USAGE
-    return ExitCode.DONE if outcome is None else outcome
+
+    def parsed_and_run() -> ExitCode:
+        try:
+            outcome = app(arguments, exit_on_error=False, print_error=False)
+            sys.stdout.flush()  # the help
+        except CycloptsError as error:
+            complain(f"{error} (asm-runtime --help)")
+            return ExitCode.USAGE
+        except OSError as error:
+            raise output_failed(sys.stdout, error) from error
+        return ExitCode.DONE if outcome is None else outcome
+
+    return exit_code_of(parsed_and_run)
 
 
 @app.command(name="run")

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from enum import IntEnum
-from typing import Any
+from typing import Any, TextIO
 
 from asm_runtime.cli.escapes import as_lines, as_one_line
 from asm_runtime.errors import AsmError, DependencyMissing, NotFound, StoreError, ValidationError
 
-__all__ = ["ExitCode", "complain", "run_to_exit", "warn_on_stderr"]
+__all__ = [
+    "ExitCode",
+    "complain",
+    "exit_code_of",
+    "output_failed",
+    "run_to_exit",
+    "stop_signals",
+    "warn_on_stderr",
+]
 
 
 class ExitCode(IntEnum):
@@ -37,21 +48,48 @@ class ExitCode(IntEnum):
 
 def run_to_exit(command: Callable[[], Coroutine[Any, Any, ExitCode]]) -> ExitCode:
     """Run a command's coroutine on a loop of its own; what it raises becomes an exit code."""
-    try:
+
+    def run() -> ExitCode:
         with asyncio.Runner(loop_factory=_fast_loop()) as runner:
-            return runner.run(_without_group(command()))
+            return runner.run(_stoppable(command()))
+
+    return exit_code_of(run)
+
+
+def exit_code_of(work: Callable[[], ExitCode]) -> ExitCode:
+    """What a piece of the command returns; what it raises is told, and becomes an exit code."""
+    try:
+        return work()
     except AsmError as error:
         complain(error.message)
         return _code_of(error)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         return ExitCode.CANCELLED
     except BrokenPipeError:
-        # The interpreter flushes stdout once more when it exits; there is nobody to flush to.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.OUTPUT_CLOSED
     except Exception:
-        print(as_lines(traceback.format_exc()), file=sys.stderr, end="", flush=True)
+        _print_error(as_lines(traceback.format_exc()))
         return ExitCode.FAILED
+
+
+def output_failed(stream: TextIO, error: OSError) -> Exception:
+    """What to raise when a stream cannot be written to; what is left in its buffer is dropped."""
+    # The interpreter flushes once more when it exits; there is nobody to flush to.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    if error.errno in (errno.EPIPE, errno.EIO):  # a pipe, a terminal that has gone
+        return BrokenPipeError(error.errno, error.strerror)
+    return AsmError(f"cannot write the output: {error.strerror}")
+
+
+def stop_signals() -> list[signal.Signals]:
+    """The signals that ask this process to end.
+
+    Without those that its starter has it ignore: `nohup` SIGHUP, a shell without job control SIGINT
+    for what it runs in the background.
+    """
+    names = ("SIGINT", "SIGTERM", "SIGHUP")
+    numbers = [signal.Signals[name] for name in names if hasattr(signal, name)]
+    return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 def warn_on_stderr() -> None:
@@ -70,11 +108,23 @@ class _Escaped(logging.Formatter):
 
 def complain(what: str) -> None:
     """Tell the user, in one line on stderr."""
-    print(f"asm-runtime: {as_one_line(what)}", file=sys.stderr, flush=True)
+    _print_error(f"asm-runtime: {as_one_line(what)}\n")
 
 
-async def _without_group(command: Coroutine[Any, Any, ExitCode]) -> ExitCode:
-    """The command's own exception, not the group that a task group makes of it."""
+def _print_error(text: str) -> None:
+    with suppress(OSError):  # nobody is left to read it: a terminal that was closed, for instance
+        sys.stderr.write(text)
+        sys.stderr.flush()
+
+
+async def _stoppable(command: Coroutine[Any, Any, ExitCode]) -> ExitCode:
+    """Run a command; it is cancelled by a signal, and raises what it raises, not the group around it."""
+    task = asyncio.current_task()
+    assert task is not None
+    for number in stop_signals():
+        if number is not signal.SIGINT:  # that one is the runner's
+            with suppress(NotImplementedError):  # Windows: there it ends the process
+                asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     try:
         return await command
     except BaseExceptionGroup as failures:

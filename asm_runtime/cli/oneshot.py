@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,7 +13,7 @@ from typing import Any
 import msgspec
 
 from asm_runtime.adapters import ScriptedAdapter, ShellAdapter
-from asm_runtime.cli.exits import ExitCode, complain
+from asm_runtime.cli.exits import ExitCode, complain, stop_signals
 from asm_runtime.cli.log import following
 from asm_runtime.cli.output import Output
 from asm_runtime.cli.store_option import opened
@@ -92,12 +91,13 @@ class OneShot(msgspec.Struct, frozen=True, kw_only=True):
     async def execute(self) -> ExitCode:
         """Execute the run; the exit code is how it ended."""
         async with opened(self.store, create=True) as store:
+            interrupted = _first_interrupt()
             manager = SessionManager(store, ADAPTERS[self.adapter]())
             session = await self._session(manager)
             after = await store.get_latest_sequence(session.id)
             run = await manager.start_run(session.id, self.input)
             self._say(f"{run.id} in {session.id}")
-            await self._watch(manager, run, after)
+            await self._watch(manager, run, after, interrupted)
             run = await store.get_run(run.id, session_id=session.id)
         self._say_end(run)
         return _EXIT_CODES[run.status]
@@ -113,12 +113,8 @@ class OneShot(msgspec.Struct, frozen=True, kw_only=True):
             raise InvalidTransition(f"session {session.id} is paused", from_status=session.status)
         return session
 
-    async def _watch(self, manager: SessionManager, run: Run, after: int) -> None:
+    async def _watch(self, manager: SessionManager, run: Run, after: int, interrupted: asyncio.Event) -> None:
         """Execute the run and print its events up to the last. The first interrupt cancels the run."""
-        interrupted = asyncio.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            with suppress(NotImplementedError):  # Windows: there an interrupt ends the process
-                asyncio.get_running_loop().add_signal_handler(number, interrupted.set)
         async with asyncio.TaskGroup() as group:
             execution = group.create_task(self._execute(manager, run))
             canceller = group.create_task(self._cancel(manager, run, execution, interrupted))
@@ -139,8 +135,6 @@ class OneShot(msgspec.Struct, frozen=True, kw_only=True):
         self, manager: SessionManager, run: Run, execution: asyncio.Task[None], interrupted: asyncio.Event
     ) -> None:
         await interrupted.wait()
-        for number in (signal.SIGINT, signal.SIGTERM):  # the second interrupt does what it always does
-            asyncio.get_running_loop().remove_signal_handler(number)
         self._say("cancelling the run")
         execution.cancel()
         await asyncio.wait([execution])
@@ -170,6 +164,22 @@ class OneShot(msgspec.Struct, frozen=True, kw_only=True):
     def _say(self, what: str) -> None:
         if not self.quiet:
             complain(what)
+
+
+def _first_interrupt() -> asyncio.Event:
+    """Set by the first signal that asks this process to end; the second one does what it always does."""
+    loop, interrupted = asyncio.get_running_loop(), asyncio.Event()
+    numbers = stop_signals()
+
+    def interrupt() -> None:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+        interrupted.set()
+
+    for number in numbers:
+        with suppress(NotImplementedError):  # Windows: there it ends the process
+            loop.add_signal_handler(number, interrupt)
+    return interrupted
 
 
 class _Transcript:

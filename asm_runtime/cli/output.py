@@ -7,7 +7,7 @@ tabs, or its JSON. What others wrote is escaped here, so that no caller can forg
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TextIO, TypeAlias
 
@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from asm_runtime.cli.escapes import as_json, as_lines, as_one_line
+from asm_runtime.cli.exits import output_failed
 from asm_runtime.payload import encode
 from asm_runtime.records import Event, Run, Session
 
@@ -33,10 +34,6 @@ class Output:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        # A terminal that has no UTF-8 gets escapes. Only what a test puts in place cannot do that.
-        reconfigure: Callable[..., None] | None = getattr(stream, "reconfigure", None)
-        if reconfigure is not None:
-            reconfigure(errors="backslashreplace")
         self.is_terminal = stream.isatty()
         """Whether somebody looks at it."""
         self._console = Console(file=stream, force_terminal=self.is_terminal, highlight=False, soft_wrap=True)
@@ -49,6 +46,7 @@ class Output:
 
         Raises:
             BrokenPipeError: The reader has gone.
+            AsmError: It cannot be written: the disk is full, for instance.
         """
         await self._write(as_lines(text) if self.is_terminal else text)
 
@@ -92,8 +90,11 @@ class Output:
         await asyncio.get_running_loop().run_in_executor(self._writer, self._flush, text)
 
     def _flush(self, text: str) -> None:
-        self._stream.write(text)
-        self._stream.flush()
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except OSError as error:
+            raise output_failed(self._stream, error) from error
 
 
 def session_cells(session: Session) -> list[Cell]:

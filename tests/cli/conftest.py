@@ -65,9 +65,10 @@ class CommandLine:
             text=True,
         )
 
-    async def begin(self, *arguments: str) -> asyncio.subprocess.Process:
-        """Start it, with pipes."""
+    async def begin(self, *arguments: str, before: str = ":") -> asyncio.subprocess.Process:
+        """Start it, with pipes, in the place of a shell that has run a line `before`."""
         return await asyncio.create_subprocess_exec(
+            *("sh", "-c", f'{before}; exec "$@"', "sh"),
             *COMMAND,
             *arguments,
             cwd=self.folder,

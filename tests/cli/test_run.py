@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import pty
+import re
 import signal
+import sys
 from asyncio.subprocess import Process
 
 import pytest
 
 from asm_runtime.records import EventType, Run, RunStatus, Session
 from asm_runtime.stores import SQLSessionStore
-from tests.cli.conftest import CommandLine, json_lines
+from tests.cli.conftest import COMMAND, CommandLine, json_lines
 
 
 async def only_run(store: SQLSessionStore) -> Run:
@@ -147,7 +151,7 @@ def test_the_environment_names_a_store_and_the_option_another(asm: CommandLine) 
     assert (asm.folder / "other.db").is_file()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 async def test_an_interrupt_cancels_the_run_and_leaves_no_process(
     asm: CommandLine, number: signal.Signals
 ) -> None:
@@ -165,6 +169,43 @@ async def test_an_interrupt_cancels_the_run_and_leaves_no_process(
         assert run.status == RunStatus.CANCELLED
         (end,) = await store.get_events(run.session_id, run_id=run.id, type=EventType.RUN_CANCELLED)
         assert end.is_terminal
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+async def test_a_signal_that_was_turned_off_stays_so(asm: CommandLine, number: signal.Signals) -> None:
+    """`nohup` turns off SIGHUP, a shell without job control SIGINT for what it runs behind it."""
+    os.mkfifo(asm.folder / "gate")
+    process = await asm.begin(
+        "run",
+        "echo ready; cat gate",
+        "--store",
+        asm.store,
+        before=f"trap '' {number.name.removeprefix('SIG')}",
+    )
+    await read_until(process, b"\n")
+    process.send_signal(number)
+    await asyncio.to_thread((asm.folder / "gate").write_text, "done")
+    out, err = await process.communicate()
+    assert (process.returncode, out) == (0, b"done\n"), err
+
+
+def test_a_terminal_that_is_closed_cancels_the_run(asm: CommandLine) -> None:
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(asm.folder)
+        os.execve(
+            sys.executable,
+            (*COMMAND, "run", "echo pid $$; sleep 60", "--store", asm.store),
+            asm.environment,
+        )
+    sent = b""
+    while (found := re.search(rb"pid (\d+)\r\n", sent)) is None:
+        sent += os.read(terminal, 1_024)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) in (130, 141)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(found[1]), 0)
+    assert asm.in_store(only_run).status == RunStatus.CANCELLED
 
 
 def test_a_run_whose_output_nobody_reads_any_more_is_cancelled(asm: CommandLine) -> None:

@@ -344,7 +344,7 @@ class SessionManager:
                 await self.store.flush(
                     end,
                     fence=run.fence if run.status == RunStatus.RUNNING else None,
-                    expected_run_status=run.status,
+                    expected_run=run,
                 )
             except (Conflict, InvalidTransition, LeaseLost):
                 continue  # it moved on between the look and the write
@@ -360,7 +360,7 @@ class SessionManager:
             run: As it was listed.
             max_attempts: Queue it again unless so many attempts were lost; None: never.
         """
-        lost = lost_attempts(run) + 1
+        listed, lost = run, lost_attempts(run) + 1
         run = run.replace(metadata=run.metadata | {LOST_ATTEMPTS: lost})
         if max_attempts is not None and lost < max_attempts:
             result = ExecutionResult(run=run.with_status(RunStatus.PENDING))
@@ -379,7 +379,7 @@ class SessionManager:
                 correlation_id=await self._correlation_id(run.session_id),
             )
         try:
-            await self.store.flush(result, fence=run.fence, expected_run_status=RunStatus.RUNNING)
+            await self.store.flush(result, fence=run.fence, expected_run=listed)
         except (Conflict, InvalidTransition, LeaseLost):
             return
 
@@ -466,7 +466,7 @@ class SessionManager:
         data: JsonObject | None = None,
         only_from: SessionStatus | None = None,
     ) -> Session:
-        """One step of the status machine, together with its event, whoever else takes steps."""
+        """One step of the status machine, together with its event; what others change is kept."""
         while True:
             before = await self.store.get_session(session_id)
             now = self._clock.now()
@@ -480,11 +480,10 @@ class SessionManager:
             try:
                 await self.store.flush(
                     ExecutionResult(session=after, events=[self._session_event(after, type, data)]),
-                    expected_session_status=before.status,
+                    expected_session=before,
                 )
             except Conflict:
-                current = await self.store.get_session(session_id)
-                if current.status == before.status:
+                if await self.store.get_session(session_id) == before:
                     raise  # open runs, not a competitor
                 continue
             return after

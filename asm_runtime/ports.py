@@ -183,11 +183,25 @@ class SessionStore(Protocol):
         fence: Fence | None = None,
         expected_session_status: ExpectedStatus | None = None,
         expected_run_status: ExpectedStatus | None = None,
+        expected_session: Session | None = None,
+        expected_run: Run | None = None,
     ) -> list[Event]:
         """Store a session, a run and events in one atomic write.
 
         The checks of `save_session`, `save_run` and `append_events` hold; that a session becomes
         `completed` is judged by the runs as they are after the write.
+
+        A row may leave a status and come back to it, with other fields than before: whoever writes
+        back what it has read expects the whole row. Written back unchanged a row guards the events.
+
+        Args:
+            result: What to store.
+            fence: Write only while that run is `running` under that attempt; judged first.
+            expected_session_status: Write only if the stored session has this status.
+            expected_run_status: Likewise for the run.
+            expected_session: Write only if the stored session equals this one, as JSON. It has the id
+                of `result.session`.
+            expected_run: Likewise for the run.
 
         Returns:
             The stored events, in input order.

@@ -218,31 +218,42 @@ class InMemorySessionStore(Actor):
         fence: Fence | None = None,
         expected_session_status: ExpectedStatus | None = None,
         expected_run_status: ExpectedStatus | None = None,
+        expected_session: Session | None = None,
+        expected_run: Run | None = None,
     ) -> list[Event]:
         """See `SessionStore`."""
-        expected_session = rules.expected_session_status("expected_session_status", expected_session_status)
-        expected_run = rules.expected_run_status("expected_run_status", expected_run_status)
-        result = rules.checked_result(result, expected_session, expected_run)
+        session_status = rules.expected_session_status("expected_session_status", expected_session_status)
+        run_status = rules.expected_run_status("expected_run_status", expected_run_status)
+        result = rules.checked_result(result, session_status, run_status)
+        expected_session = rules.expected_row("expected_session", expected_session, result.session, Session)
+        expected_run = rules.expected_row("expected_run", expected_run, result.run, Run)
         fence = rules.optional_fence(fence)
-        return await self.call(self._flush, result, fence, expected_session, expected_run)
+        return await self.call(
+            self._flush, result, fence, session_status, run_status, expected_session, expected_run
+        )
 
     def _flush(
         self,
         result: ExecutionResult,
         fence: Fence | None,
-        expected_session: str | None,
-        expected_run: str | None,
+        expected_session_status: str | None,
+        expected_run_status: str | None,
+        expected_session: Session | None = None,
+        expected_run: Run | None = None,
     ) -> list[Event]:
         session, run = result.session, result.run
         self._check_fence(fence)
         if run is not None:
             stored_run = self._find_run(run.session_id, run.id)
             run_status = None if stored_run is None else stored_run.status
-            rules.check_expected_status(run, run_status, expected_run)
+            rules.check_expected_status(run, run_status, expected_run_status)
+            rules.check_expected_row(expected_run, stored_run)
             rules.check_status_kept(run, run_status)
         if session is not None:
             session_status = self._session_status(session.id)
-            rules.check_expected_status(session, session_status, expected_session)
+            rules.check_expected_status(session, session_status, expected_session_status)
+            known = self._sessions.get(session.id)
+            rules.check_expected_row(expected_session, None if known is None else known.row)
             rules.check_status_kept(session, session_status)
             rules.check_completion(session, session_status, self._open_runs_after(session.id, run))
         # All checks are made, all writes follow: nobody sees one without the others.

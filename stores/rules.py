@@ -20,6 +20,7 @@ __all__ = [
     "ABSENT",
     "check_completion",
     "check_enqueue",
+    "check_expected_row",
     "check_expected_status",
     "check_fence",
     "check_status_kept",
@@ -28,6 +29,7 @@ __all__ = [
     "checked_fence",
     "checked_pending",
     "checked_result",
+    "expected_row",
     "expected_run_status",
     "expected_session_status",
     "optional_fence",
@@ -113,6 +115,20 @@ def checked_result(
     return ExecutionResult(session, run, checked_events("result.events", result.events))
 
 
+def expected_row(name: str, expected: R | None, written: R | None, kind: type[R]) -> R | None:
+    """The row that a write expects to find, in canonical form.
+
+    Raises:
+        ValidationError: It is none, or not the one that is written.
+    """
+    if expected is None:
+        return None
+    row = checked(name, expected, kind)
+    if written is None or _key(row) != _key(written):
+        raise ValidationError(f"{name} needs the same {kind.__name__.lower()} in the result")
+    return row
+
+
 def expected_session_status(name: str, expected: Any) -> str | None:
     """A session status, `"absent"`, or None."""
     return _expected(name, expected, SessionStatus)
@@ -148,6 +164,23 @@ def check_expected_status(record: Session | Run, stored: str | None, expected: s
     raise Conflict(
         f"{_kind(record)} {record.id} is {_shown(stored)}, not {expected}",
         details={"stored_status": None if stored is None else str(stored), "expected_status": str(expected)},
+    )
+
+
+def check_expected_row(expected: Session | Run | None, stored: Session | Run | None) -> None:
+    """Hold the stored row (None: there is none) against the expected one (None: any), as JSON.
+
+    Raises:
+        Conflict: They differ.
+    """
+    if expected is None or (stored is not None and same_json(stored, expected)):
+        return
+    raise Conflict(
+        f"{_kind(expected)} {expected.id} has changed",
+        details={
+            "stored_status": None if stored is None else str(stored.status),
+            "expected_status": str(expected.status),
+        },
     )
 
 
@@ -256,6 +289,10 @@ def same_json(one: Any, other: Any) -> bool:
 
 def _kind(record: Session | Run) -> str:
     return "session" if isinstance(record, Session) else "run"
+
+
+def _key(record: Session | Run | Event) -> tuple[str, str]:
+    return ("" if isinstance(record, Session) else record.session_id, record.id)
 
 
 def _shown(status: str | None) -> str:

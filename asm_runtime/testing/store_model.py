@@ -46,6 +46,8 @@ class StoreModel:
         fence: Fence | None = None,
         expected_session_status: str | None = None,
         expected_run_status: str | None = None,
+        expected_session: Session | None = None,
+        expected_run: Run | None = None,
     ) -> list[tuple[str, int | None]]:
         if fence is not None:
             fenced = self.runs.get((fence.session_id, fence.run_id))
@@ -53,11 +55,12 @@ class StoreModel:
                 raise LeaseLost("")
         runs, saved, row = dict(self.runs), result.run, result.session
         if saved is not None:
-            self.check(self.runs.get((saved.session_id, saved.id)), saved, expected_run_status)
+            known = self.runs.get((saved.session_id, saved.id))
+            self.check(known, saved, expected_run_status, expected_run)
             runs[saved.session_id, saved.id] = saved
         if row is not None:
             stored = self.sessions.get(row.id)
-            self.check(stored, row, expected_session_status)
+            self.check(stored, row, expected_session_status, expected_session)
             is_open = any(one.session_id == row.id and one.status in OPEN for one in runs.values())
             if row.status == "completed" and (stored is None or stored.status != "completed") and is_open:
                 raise Conflict("")
@@ -66,8 +69,12 @@ class StoreModel:
         return [self.append(event) for event in result.events]
 
     @staticmethod
-    def check(stored: Session | Run | None, new: Session | Run, expected: str | None) -> None:
-        if expected is not None and expected != ("absent" if stored is None else stored.status):
+    def check(
+        stored: Session | Run | None, new: Session | Run, status: str | None, row: Session | Run | None
+    ) -> None:
+        if status is not None and status != ("absent" if stored is None else stored.status):
+            raise Conflict("")
+        if row is not None and row != stored:
             raise Conflict("")
         if stored is not None and stored.status != new.status and stored.status.is_terminal:
             raise InvalidTransition("")
@@ -237,6 +244,8 @@ def _result(random: Random, model: StoreModel) -> tuple[ExecutionResult, dict[st
         )
         if random.random() < 0.3:
             options["expected_session_status"] = random.choice(("absent", "active"))
+        if random.random() < 0.3:
+            options["expected_session"] = random.choice((row, model.sessions.get(row.id)))
     if random.random() < 0.6:
         key = (random.choice(SESSIONS), random.choice(RUNS))
         stored = model.runs.get(key)
@@ -250,6 +259,8 @@ def _result(random: Random, model: StoreModel) -> tuple[ExecutionResult, dict[st
         )
         if random.random() < 0.3:
             options["expected_run_status"] = random.choice(("absent", "pending", "running"))
+        if random.random() < 0.3:
+            options["expected_run"] = random.choice((saved, stored))
     return ExecutionResult(row, saved, [_event(random) for _ in range(random.randrange(3))]), options
 
 

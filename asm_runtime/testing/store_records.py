@@ -549,9 +549,108 @@ class RecordsCase(StoreCase):
             await store.flush(ExecutionResult(session=session()), expected_run_status="pending")
 
     @pytest.mark.parametrize(
+        "changes",
+        [
+            {"metadata": {"title": "new"}},
+            {"metadata": {"a": 1.0, "b": [1, {"c": None}]}},
+            {"updated_at": datetime(2024, 1, 2, tzinfo=UTC)},
+            {"tags": ["x"]},
+            {"deleted_at": datetime(2024, 1, 2, tzinfo=UTC)},
+        ],
+    )
+    async def test_flush_writes_only_if_the_session_is_the_expected_one(
+        self, store: StoreUnderTest, changes: dict[str, Any]
+    ) -> None:
+        seen = session(metadata={"b": [1, {"c": None}], "a": 1})
+        paused = ExecutionResult(seen.with_status("paused"), events=events(1))
+        with pytest.raises(Conflict):
+            await store.flush(paused, expected_session=seen)
+        await store.save_session(seen.replace(**changes))
+        with pytest.raises(Conflict):
+            await store.flush(paused, expected_session=seen)
+        assert await store.get_events("s") == []
+        await store.save_session(seen)
+        assert numbers(await store.flush(paused, expected_session=seen)) == [1]
+        assert (await store.get_session("s")).status == "paused"
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"attempt": 1},
+            {"metadata": {"edited": True}},
+            {"input": {"prompt": "new"}},
+            {"cost_usd": 0.0},
+            {"error": {}},
+        ],
+    )
+    async def test_flush_writes_only_if_the_run_is_the_expected_one(
+        self, store: StoreUnderTest, changes: dict[str, Any]
+    ) -> None:
+        seen = run(metadata={"a": {"b": 1}})
+        ended = ExecutionResult(run=seen.with_status("cancelled"), events=events(1))
+        with pytest.raises(Conflict):
+            await store.flush(ended, expected_run=seen)
+        await store.save_run(seen.replace(**changes))
+        with pytest.raises(Conflict):
+            await store.flush(ended, expected_run=seen)
+        assert await store.get_events("s") == []
+        await store.save_run(seen)
+        assert numbers(await store.flush(ended, expected_run=seen)) == [1]
+        assert (await store.get_run("r")).status == "cancelled"
+
+    async def test_a_row_that_was_read_is_the_expected_one(self, store: StoreUnderTest) -> None:
+        """The order of keys does not matter, nor which copy it is."""
+        await store.flush(
+            ExecutionResult(session(metadata={"b": 2, "a": 1}), run(input={"y": 0.5, "x": [1]}))
+        )
+        seen_session, seen_run = await store.get_session("s"), await store.get_run("r")
+        turned = seen_session.replace(metadata={"a": 1, "b": 2})
+        written = ExecutionResult(seen_session, seen_run, events(1))
+        assert numbers(
+            await store.flush(
+                written, expected_session=turned, expected_run=seen_run, expected_run_status="pending"
+            )
+        ) == [1]
+
+    async def test_a_status_that_came_back_is_not_the_same_row(self, store: StoreUnderTest) -> None:
+        """It was claimed and queued again between the look and the write."""
+        seen = await store.enqueue_run(run())
+        claimed = await store.claim_run("s")
+        assert claimed is not None
+        await store.flush(ExecutionResult(run=claimed.with_status("pending")), fence=claimed.fence)
+        ended = ExecutionResult(run=seen.with_status("cancelled"))
+        with pytest.raises(Conflict):
+            await store.flush(ended, expected_run_status="pending", expected_run=seen)
+
+    async def test_a_fence_is_judged_before_the_expected_rows(self, store: StoreUnderTest) -> None:
+        await store.save_run(run())
+        with pytest.raises(LeaseLost):
+            await store.flush(
+                ExecutionResult(run=run()), fence=Fence("s", "r", 7), expected_run=run(metadata={"x": 1})
+            )
+
+    async def test_a_row_expected_of_another_or_a_missing_part_is_refused(
+        self, store: StoreUnderTest
+    ) -> None:
+        refused: list[tuple[ExecutionResult, dict[str, Any]]] = [
+            (ExecutionResult(), {"expected_session": session()}),
+            (ExecutionResult(), {"expected_run": run()}),
+            (ExecutionResult(session()), {"expected_session": session("other")}),
+            (ExecutionResult(run=run()), {"expected_run": run("other")}),
+            (ExecutionResult(run=run()), {"expected_run": run(session_id="other")}),
+            (ExecutionResult(session()), {"expected_session": "active"}),
+            (ExecutionResult(run=run()), {"expected_run": session()}),
+        ]
+        for written, options in refused:
+            with pytest.raises(ValidationError):
+                await store.flush(written, **options)
+
+    @pytest.mark.parametrize(
         ("changed", "options", "error"),
         [
             (ExecutionResult(session(), run()), {"expected_session_status": "paused"}, Conflict),
+            (ExecutionResult(session(), run()), {"expected_session": session(tags=["x"])}, Conflict),
+            (ExecutionResult(session(), run()), {"expected_run": run()}, Conflict),
             (ExecutionResult(session(), run()), {"expected_run_status": "absent"}, Conflict),
             (ExecutionResult(session(status="failed"), run("ended")), {}, InvalidTransition),
             (ExecutionResult(session("ended"), run(status="failed")), {}, InvalidTransition),
@@ -562,7 +661,16 @@ class RecordsCase(StoreCase):
                 LeaseLost,
             ),
         ],
-        ids=["expected session", "expected run", "ended run", "ended session", "open runs", "fence"],
+        ids=[
+            "session status",
+            "session",
+            "run",
+            "run status",
+            "ended run",
+            "ended session",
+            "open runs",
+            "fence",
+        ],
     )
     async def test_a_flush_that_fails_leaves_nothing_behind(
         self,

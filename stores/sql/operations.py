@@ -14,7 +14,7 @@ from asm_runtime.ports import ExecutionResult
 from asm_runtime.records import OPEN_RUN_STATUSES, Event, Fence, Run, RunStatus, Session, SessionStatus
 from asm_runtime.stores import rules
 from asm_runtime.stores.sql import statements
-from asm_runtime.stores.sql.rows import EventRow, run_of, run_row, session_row, text_of
+from asm_runtime.stores.sql.rows import EventRow, run_of, run_row, session_of, session_row, text_of
 from asm_runtime.stores.sql.transaction import Transaction
 
 __all__ = [
@@ -79,16 +79,18 @@ def flush(
     result: ExecutionResult,
     rows: Sequence[EventRow],
     fence: Fence | None,
-    expected_session: str | None,
-    expected_run: str | None,
+    expected_session_status: str | None,
+    expected_run_status: str | None,
+    expected_session: Session | None,
+    expected_run: Run | None,
 ) -> list[Event]:
     """Store a session, a run and events (`rows`: those of the result), all or nothing."""
     session, run = result.session, result.run
     transaction.check_fence(fence)
-    stored_run = None if run is None else _check_run(transaction, run, expected_run)
+    stored_run = None if run is None else _check_run(transaction, run, expected_run_status, expected_run)
     stored_session = None
     if session is not None:
-        stored_session = _check_session(transaction, session, expected_session)
+        stored_session = _check_session(transaction, session, expected_session_status, expected_session)
         if session.status is SessionStatus.COMPLETED:
             open_runs = _open_runs(transaction, session.id)
             if run is not None and run.session_id == session.id:
@@ -163,18 +165,28 @@ def unclaim_run(transaction: Transaction, fence: Fence) -> None:
         transaction.run_changed(fence.session_id)
 
 
-def _check_session(transaction: Transaction, session: Session, expected: str | None) -> SessionStatus | None:
+def _check_session(
+    transaction: Transaction, session: Session, expected: str | None, expected_row: Session | None = None
+) -> SessionStatus | None:
     row = transaction.row(statements.SESSION_STATUS, session.id)
     stored = _stored_status(f"session {session.id}", row and row[0], SessionStatus)
     rules.check_expected_status(session, stored, expected)
+    if expected_row is not None:
+        known = transaction.row(statements.SESSION_ROW, session.id)
+        rules.check_expected_row(expected_row, None if known is None else session_of(known))
     rules.check_status_kept(session, stored)
     return stored
 
 
-def _check_run(transaction: Transaction, run: Run, expected: str | None) -> RunStatus | None:
+def _check_run(
+    transaction: Transaction, run: Run, expected: str | None, expected_row: Run | None = None
+) -> RunStatus | None:
     row = transaction.row(statements.RUN_STATUS, run.session_id, run.id)
     stored = _stored_status(f"run {run.id} of session {run.session_id}", row and row[0], RunStatus)
     rules.check_expected_status(run, stored, expected)
+    if expected_row is not None:
+        known = transaction.row(statements.GET_RUN, run.session_id, run.id)
+        rules.check_expected_row(expected_row, None if known is None else run_of(known))
     rules.check_status_kept(run, stored)
     return stored
 

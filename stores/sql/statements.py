@@ -149,6 +149,8 @@ ON CONFLICT (id) DO UPDATE SET
 
 SESSION_STATUS = "SELECT status FROM asm_sessions WHERE id = ?"
 
+SESSION_ROW = f"SELECT {_SESSION_COLUMNS} FROM asm_sessions WHERE id = ?"
+
 GET_SESSION = f"SELECT {_SESSION_COLUMNS} FROM asm_sessions WHERE id = ? AND deleted_at IS NULL"
 
 DELETE_SESSION = (

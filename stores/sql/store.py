@@ -337,16 +337,22 @@ class SQLSessionStore(GroupActor):
         fence: Fence | None = None,
         expected_session_status: ExpectedStatus | None = None,
         expected_run_status: ExpectedStatus | None = None,
+        expected_session: Session | None = None,
+        expected_run: Run | None = None,
     ) -> list[Event]:
         """See `SessionStore`."""
-        expected_session = rules.expected_session_status("expected_session_status", expected_session_status)
-        expected_run = rules.expected_run_status("expected_run_status", expected_run_status)
-        result = rules.checked_result(result, expected_session, expected_run)
+        session_status = rules.expected_session_status("expected_session_status", expected_session_status)
+        run_status = rules.expected_run_status("expected_run_status", expected_run_status)
+        result = rules.checked_result(result, session_status, run_status)
+        expected_session = rules.expected_row("expected_session", expected_session, result.session, Session)
+        expected_run = rules.expected_row("expected_run", expected_run, result.run, Run)
         fence = rules.optional_fence(fence)
         rows = [event_row(event) for event in result.events]
         if result.run is not None:
             await self._known_alive(result.run.owner)
-        return await self._write(operations.flush, result, rows, fence, expected_session, expected_run)
+        return await self._write(
+            operations.flush, result, rows, fence, session_status, run_status, expected_session, expected_run
+        )
 
     # -- the log
 

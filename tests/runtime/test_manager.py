@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
@@ -28,6 +29,29 @@ from asm_runtime.errors import (
 from asm_runtime.ports import Capability, ExecutionResult, RunContext, SessionStore
 from asm_runtime.testing import JumpingClock
 from tests.runtime.support import terminal_events, types_of, until, until_stored
+
+
+class Interposed:
+    """A store in which `then` happens once, right after a read of one kind."""
+
+    def __init__(self, store: SessionStore, call: str) -> None:
+        self._store = store
+        self._call = call
+        self.then: Callable[[], Awaitable[None]] | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._store, name)
+        if name != self._call:
+            return method
+
+        async def read(*arguments: Any, **options: Any) -> Any:
+            answer = await method(*arguments, **options)
+            then, self.then = self.then, None
+            if then is not None:
+                await then()
+            return answer
+
+        return read
 
 
 async def active_session(manager: SessionManager, **options: Any) -> Session:
@@ -102,6 +126,75 @@ async def test_of_two_callers_that_end_a_session_one_wins(store: SessionStore) -
     losers = [end for end in ends if isinstance(end, InvalidTransition)]
     assert len(losers) == 2
     assert len(await types_of(store, session.id)) == 3
+
+
+@pytest.mark.parametrize("step", ["pause", "complete", "cancel", "fail"])
+async def test_what_others_change_between_look_and_write_of_a_step_is_kept(
+    store: SessionStore, step: str
+) -> None:
+    between: Any = Interposed(store, "get_session")
+    manager = SessionManager(between, ScriptedAdapter())
+    session = await active_session(manager, metadata={"a": 1})
+
+    async def name_it() -> None:
+        current = await store.get_session(session.id)
+        await store.save_session(current.replace(metadata=current.metadata | {"title": "mine"}, tags=["x"]))
+
+    between.then = name_it
+    arguments = (session.id, "x") if step == "fail" else (session.id,)
+    changed = await getattr(manager, f"{step}_session")(*arguments)
+    assert changed.metadata == {"a": 1, "title": "mine", "provider": "scripted"}
+    assert await store.get_session(session.id) == changed
+    assert len(await store.get_events(session.id)) == 3
+
+
+async def test_no_change_of_a_session_is_lost_whoever_steps_meanwhile(store: SessionStore) -> None:
+    manager = SessionManager(store, ScriptedAdapter())
+    session = await active_session(manager)
+    stepped = 0
+
+    async def put(key: str) -> None:
+        while True:
+            seen = await store.get_session(session.id)
+            new = seen.replace(metadata=seen.metadata | {key: 1})
+            try:
+                await store.flush(ExecutionResult(session=new), expected_session=seen)
+            except Conflict:
+                continue
+            return
+
+    async def step() -> None:
+        nonlocal stepped
+        for change in (manager.pause_session, manager.resume_session) * 3:
+            try:
+                await change(session.id)
+                stepped += 1
+            except InvalidTransition:
+                pass
+
+    await asyncio.gather(*(put(f"k{number}") for number in range(10)), step(), step())
+    last = await store.get_session(session.id)
+    assert {f"k{number}" for number in range(10)} <= last.metadata.keys()
+    assert len(await types_of(store, session.id)) == 2 + stepped
+
+
+async def test_cancelling_a_run_that_was_tried_meanwhile_keeps_its_attempt(store: SessionStore) -> None:
+    between: Any = Interposed(store, "get_run")
+    manager = SessionManager(between, ScriptedAdapter())
+    session = await active_session(manager)
+    run = await manager.start_run(session.id, {})
+
+    async def try_it() -> None:
+        claimed = await store.claim_run(session.id)
+        assert claimed is not None
+        pending = claimed.with_status("pending")
+        await store.flush(ExecutionResult(run=pending.replace(metadata={"seen": True})), fence=claimed.fence)
+
+    between.then = try_it
+    cancelled = await manager.cancel_run(run.id)
+    assert (cancelled.attempt, cancelled.metadata) == (1, {"seen": True})
+    assert await store.get_run(run.id) == cancelled
+    assert len(await terminal_events(store, session.id, run.id)) == 1
 
 
 async def test_a_failed_session_logs_the_error(store: SessionStore) -> None:

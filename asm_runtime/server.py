@@ -37,7 +37,7 @@ from asm_runtime.records import EventType, RunStatus, Session, SessionStatus
 from asm_runtime.run_options import RunOptionArgs, callbacks_of, stored_options
 from asm_runtime.subscription import Subscription
 
-__all__ = ["ServerOptions", "SessionServer"]
+__all__ = ["ServerOptions", "SessionServer", "session_to_serve"]
 
 logger = logging.getLogger(__name__)
 
@@ -135,10 +135,8 @@ class SessionServer(Actor):
         super().__init__(clock=clock)
         if session_id is None and session_opts is None:
             raise ValidationError("give session_id (attach), session_opts (create), or both")
-        if session_id is not None and session_opts is not None:
-            if session_opts.get("id", session_id) != session_id:
-                raise ValidationError("session_opts names another id than session_id")
-            session_opts = {**session_opts, "id": session_id}
+        if session_id is not None and (session_opts or {}).get("id", session_id) != session_id:
+            raise ValidationError("session_opts names another id than session_id")
         self.max_concurrent_runs: int = options.integer("max_concurrent_runs", max_concurrent_runs, minimum=1)
         self.max_queued_runs: int = options.integer("max_queued_runs", max_queued_runs, minimum=0)
         stored_options("default_run_options", default_run_options or {})
@@ -395,8 +393,8 @@ class SessionServer(Actor):
 
     async def on_start(self) -> None:
         """Create the session or attach to it, then look after its queue."""
-        session = await self._session()
-        self._session_opts = None  # a start that is tried again attaches
+        session = await session_to_serve(self.manager, self.session_id or None, self._session_opts)
+        self.session_id, self._session_opts = session.id, None  # a start that is tried again attaches
         with store_errors():
             if session.status == SessionStatus.PENDING:
                 try:
@@ -427,25 +425,6 @@ class SessionServer(Actor):
         OrphanWatch.of(self._store, self._clock).add(self.session_id, self._dispatcher.look)
         self._serving = True
         self._dispatcher.open()
-
-    async def _session(self) -> Session:
-        """The session to serve; made, if that is asked for and there is none."""
-        if self.session_id:
-            try:
-                with store_errors():
-                    return await self._store.get_session(self.session_id)
-            except SessionNotFound:
-                if self._session_opts is None:
-                    raise
-        try:
-            session = await self.manager.start_session(**(self._session_opts or {}))
-        except Conflict:
-            if not self.session_id:
-                raise
-            with store_errors():
-                return await self._store.get_session(self.session_id)  # somebody else was first
-        self.session_id = session.id
-        return session
 
     async def on_stop(self) -> None:
         """Stop claiming, end the runs, bring the subscriptions up to there, release who waits."""
@@ -597,3 +576,30 @@ class SessionServer(Actor):
     def _tell_changed(self, run_id: str) -> None:
         if self._readers is not None:
             self._readers.tell_changed(run_id)
+
+
+async def session_to_serve(
+    manager: SessionManager, session_id: str | None, session_opts: Mapping[str, Any] | None
+) -> Session:
+    """The session of that id, or one made from the options; with both, made if there is none.
+
+    Of any number of callers who make one and the same, one does so, and all have it.
+
+    Raises:
+        SessionNotFound: There is none, and no options to make one from.
+        Conflict: There is one, of the id in the options, and no other id was named.
+    """
+    if session_id is None:
+        return await manager.start_session(**(session_opts or {}))
+    try:
+        with store_errors():
+            return await manager.get_session(session_id)
+    except SessionNotFound:
+        if session_opts is None:
+            raise
+    opts: dict[str, Any] = {**session_opts, "id": session_id}
+    try:
+        return await manager.start_session(**opts)
+    except Conflict:  # somebody else was first
+        with store_errors():
+            return await manager.get_session(session_id)

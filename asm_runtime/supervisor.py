@@ -11,7 +11,7 @@ from asm_runtime.actor import Supervisor
 from asm_runtime.errors import Conflict, ValidationError
 from asm_runtime.manager import SessionManager
 from asm_runtime.ports import ProviderAdapter, SessionStore
-from asm_runtime.server import ServerOptions, SessionServer
+from asm_runtime.server import ServerOptions, SessionServer, session_to_serve
 
 __all__ = ["SessionSupervisor"]
 
@@ -65,7 +65,8 @@ class SessionSupervisor(Supervisor):
 
         Args:
             session_id: The session to serve.
-            session_opts: Or: what to create one with.
+            session_opts: What to create one with. With a `session_id` too: serve that session if there is
+                one, else create it, in one step with anybody who does the same.
             server_options: For a server that is not running yet, see `SessionServer`.
 
         Raises:
@@ -76,13 +77,19 @@ class SessionSupervisor(Supervisor):
         if not self.is_running:
             raise self._gone()
         _refuse_unknown("start_session", server_options)
-        if (session_id is None) == (session_opts is None):
-            raise ValidationError("give exactly one of session_id and session_opts")
+        if session_id is None and session_opts is None:
+            raise ValidationError("give session_id (attach), session_opts (create), or both")
         given: ServerOptions = {**self._defaults, **server_options}
-        if session_opts is not None:
+        if session_opts is not None and (session_id is None or session_id not in self._children):
             # Checked before the session exists, so that a bad option leaves nothing behind.
-            SessionServer(store=self._store, adapter=self._adapter, session_id="checked", **given)
-            session_id = (await self._manager.start_session(**session_opts)).id
+            SessionServer(
+                store=self._store,
+                adapter=self._adapter,
+                session_id=session_id,
+                session_opts=session_opts,
+                **given,
+            )
+            session_id = (await session_to_serve(self._manager, session_id, session_opts)).id
         key = options.identifier("session_id", session_id)
         if server_options and key in self._children:
             raise Conflict(

@@ -432,6 +432,31 @@ async def test_attaching_activates_pauses_or_refuses(store: SessionStore) -> Non
     assert (await types_of(store, pending.id)).count("session_started") == 1
 
 
+async def test_a_session_is_attached_to_or_created(store: SessionStore) -> None:
+    opts = {"agent_id": "tester"}
+    servers = [
+        SessionServer(store=store, adapter=ScriptedAdapter(), session_id="mine", session_opts=opts)
+        for _ in range(4)
+    ]
+    await asyncio.gather(*(server.start() for server in servers))
+    assert {server.session_id for server in servers} == {"mine"}
+    assert await types_of(store, "mine") == ["session_created", "session_started"]
+    await asyncio.gather(*(server.stop() for server in servers))
+    another = {"agent_id": "another", "id": "mine"}
+    async with SessionServer(
+        store=store, adapter=ScriptedAdapter(), session_id="mine", session_opts=another
+    ) as again:
+        await again.execute_run({"prompt": "x"})
+    assert (await store.get_session("mine")).agent_id == "tester"
+    await servers[0].manager.complete_session("mine")
+    with pytest.raises(InvalidTransition):
+        await SessionServer(
+            store=store, adapter=ScriptedAdapter(), session_id="mine", session_opts=opts
+        ).start()
+    with pytest.raises(Conflict):
+        await SessionServer(store=store, adapter=ScriptedAdapter(), session_opts=another).start()
+
+
 async def test_bad_options_are_refused_before_anything_is_stored(store: SessionStore) -> None:
     bad: list[dict[str, Any]] = [
         {},

@@ -148,3 +148,49 @@ async def test_a_stopped_supervisor_says_so(store: SessionStore) -> None:
     with pytest.raises(ActorStopped):
         await supervisor.start_session(session_opts=OPTS)
     assert await store.list_sessions() == []
+
+
+async def test_a_session_is_attached_to_or_created(store: SessionStore) -> None:
+    async with SessionSupervisor(store=store, adapter=ScriptedAdapter()) as supervisor:
+        made = await supervisor.start_session(session_id="mine", session_opts=OPTS)
+        assert made.session_id == "mine"
+        assert await supervisor.start_session(session_id="mine", session_opts=OPTS) is made
+        with pytest.raises(Conflict):
+            await supervisor.start_session(session_id="mine", session_opts=OPTS, max_queued_runs=1)
+        await supervisor.stop_session("mine")
+        again = await supervisor.start_session(session_id="mine", session_opts={"agent_id": "another"})
+        assert (await store.get_session("mine")).agent_id == "tester"
+        assert again is not made
+        with pytest.raises(ValidationError):
+            await supervisor.start_session(session_id="new", session_opts=OPTS | {"id": "other"})
+        with pytest.raises(ValidationError):
+            await supervisor.start_session(session_id="new", session_opts=OPTS, max_queued_runs=-1)
+        with pytest.raises(ValidationError):
+            await supervisor.start_session()
+        assert [session.id for session in await store.list_sessions()] == ["mine"]
+    assert (await types_of(store, "mine")).count("session_created") == 1
+
+
+async def test_many_who_create_one_session_serve_the_same(store: SessionStore) -> None:
+    async with (
+        SessionSupervisor(store=store, adapter=ScriptedAdapter()) as one,
+        SessionSupervisor(store=store, adapter=ScriptedAdapter()) as other,
+    ):
+        served = await asyncio.gather(
+            *(
+                supervisor.start_session(session_id="mine", session_opts=OPTS)
+                for _ in range(4)
+                for supervisor in (one, other)
+            )
+        )
+        assert set(served) == {one.whereis("mine"), other.whereis("mine")}
+    assert await types_of(store, "mine") == ["session_created", "session_started"]
+
+
+async def test_a_successor_does_not_create_a_session_that_was_deleted(store: SessionStore) -> None:
+    async with SessionSupervisor(store=store, adapter=ScriptedAdapter()) as supervisor:
+        server = await supervisor.start_session(session_id="mine", session_opts=OPTS)
+        await store.delete_session("mine")
+        server.crash(RuntimeError("for the test"))
+        await until(lambda: "mine" not in supervisor._children)
+    assert await store.list_sessions() == []

@@ -391,8 +391,9 @@ class Dispatcher:
         if not found and self._orphans is None:
             return
         if self._orphans is None:
-            backoff_s = None if self._max_attempts is None else self._requeue_backoff_ms / 1000
-            self._orphans = Orphans(self._clock, backoff_s)
+            self._orphans = Orphans(
+                self._clock, max_attempts=self._max_attempts, backoff_s=self._requeue_backoff_ms / 1000
+            )
         settling = self._settling = self._settling or {}
         for orphan in self._orphans.seen(found):
             if orphan.id not in settling:

@@ -46,13 +46,15 @@ class Orphans:
 
     Args:
         clock: The source of time.
-        backoff_s: The pause before the third attempt, doubled each time; None: none are queued again.
+        max_attempts: How many attempts may be lost, the last of them for good; None: none is queued again.
+        backoff_s: The pause before the third attempt, doubled each time.
     """
 
-    __slots__ = ("_backoff_s", "_clock", "_due", "_failures")
+    __slots__ = ("_backoff_s", "_clock", "_due", "_failures", "_max_attempts")
 
-    def __init__(self, clock: Clock, backoff_s: float | None) -> None:
+    def __init__(self, clock: Clock, *, max_attempts: int | None, backoff_s: float) -> None:
         self._clock = clock
+        self._max_attempts = max_attempts
         self._backoff_s = backoff_s
         # By run and attempt, since they were first seen.
         self._due: dict[tuple[str, int], float] = {}
@@ -85,7 +87,8 @@ class Orphans:
 
     def _pause_s(self, run: Run) -> float:
         lost = lost_attempts(run)
-        return 0.0 if self._backoff_s is None or not lost else _doubled(self._backoff_s, lost)
+        is_over = self._max_attempts is None or lost + 1 >= self._max_attempts
+        return 0.0 if is_over or not lost else _doubled(self._backoff_s, lost)
 
 
 def _doubled(pause_s: float, times: int) -> float:

@@ -93,8 +93,10 @@ class Readers:
         subscription = Subscription(
             self._store,
             session_id=self._session_id,
+            clock=self._clock,
             feed=self._running_feed,
             on_end=self._subscription_ended,
+            gone=self._gone,
             from_sequence=from_sequence,
             after=after,
             run_id=run_id,

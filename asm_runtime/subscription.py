@@ -14,10 +14,11 @@ import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from asm_runtime import options
-from asm_runtime.clock import Clock, sleep
+from asm_runtime.actor import leave_behind
+from asm_runtime.clock import Clock, Timer, sleep
 from asm_runtime.errors import ActorStopped, AsmError, ValidationError
 from asm_runtime.follow import follow
 from asm_runtime.foreign import answered
@@ -33,6 +34,9 @@ PAGE_SIZE = 500
 WAIT_TIMEOUT_MS = 30_000
 POLL_INTERVAL_MS = 250
 RETRY_DELAY_S = 1.0
+
+READ_GRACE_S = 5.0
+"""How long the store may take for a page once the server has stopped; then its reader is told just that."""
 
 TURN_SIZE = 1_000
 """How many events the feed offers, to all subscriptions together, before the loop has a turn."""
@@ -176,8 +180,10 @@ class Subscription:
         store: SessionStore,
         *,
         session_id: str,
+        clock: Clock,
         feed: Callable[[], Feed],
         on_end: Callable[[Subscription], None],
+        gone: Callable[[], ActorStopped],
         from_sequence: int = 0,
         after: int | None = None,
         run_id: str | Collection[str] | None = None,
@@ -190,8 +196,10 @@ class Subscription:
             raise ValidationError("give from_sequence (inclusive) or after (exclusive), not both")
         self._store = store
         self._session_id = session_id
+        self._clock = clock
         self._feed_of = feed
         self._on_end = on_end
+        self._gone = gone
         self._run_ids = options.identifiers("run_id", run_id)
         self._types = options.members("type", type, EventType)
         self._limit: int = options.integer("buffer", buffer, minimum=1)
@@ -312,13 +320,47 @@ class Subscription:
         return None
 
     async def _read_page(self) -> None:
-        """One page from the store; an empty one, read while attached, means: caught up."""
+        """One page from the store; an empty one, read while attached, means: caught up.
+
+        Read in a task of its own: whatever the store is at, the reader can leave, and is told of the end.
+        """
+        reading = asyncio.get_running_loop().create_task(self._page_from_store())
+        reading.add_done_callback(self._page_came)
+        too_late: Timer | None = None
+        try:
+            while not (reading.done() or self._closed or self._error is not None):
+                if self._last is not None and too_late is None:
+                    too_late = self._clock.call_later(READ_GRACE_S, self._give_up)
+                await self._stirred()
+            if not reading.done():
+                return
+            page, last = reading.result()
+        finally:
+            reading.cancel()
+            leave_behind(reading)
+            if too_late is not None:
+                too_late.cancel()
+        if self._closed or page is None:
+            return
+        if page:
+            self._page.extend(page)
+            self._scanned = page[-1].sequence_number or self._scanned
+        elif last != self._last:
+            return  # the server stopped meanwhile; this look may be older than the last event
+        elif last is not None:
+            self.unsubscribe()
+        elif self._feed is not None:
+            self._behind = False
+            self._scanned = max(self._scanned, self._attached_at)
+
+    async def _page_from_store(self) -> tuple[list[Event] | None, int | None]:
+        """The next page, None if there is no feed any more; and which last number it was bound by."""
         if self._last is None and self._feed is None:
             # Attach first: what comes while we read is buffered, so nothing falls between.
             feed = self._feed_of()
             await feed.started()
             if feed.has_ended or self._closed or self._last is not None:
-                return  # finish() or fail() follows, or has been called
+                return None, None  # finish() or fail() follows, or has been called
             self._overflowed = False
             self._feed = feed
             feed.attach(self)
@@ -334,18 +376,15 @@ class Subscription:
                 limit=min(PAGE_SIZE, self._limit),
             )
         )
-        if self._closed:
-            return
-        if page:
-            self._page.extend(page)
-            self._scanned = page[-1].sequence_number or self._scanned
-        elif last != self._last:
-            return  # the server stopped meanwhile; this look may be older than the last event
-        elif last is not None:
-            self.unsubscribe()
-        elif self._feed is not None:
-            self._behind = False
-            self._scanned = max(self._scanned, self._attached_at)
+        return page, last
+
+    def _page_came(self, reading: asyncio.Task[Any]) -> None:
+        if not reading.cancelled():
+            reading.exception()  # its reader may be gone
+        self._stir()
+
+    def _give_up(self) -> None:
+        self.fail(self._gone())
 
     def _matches(self, event: Event) -> bool:
         return (self._run_ids is None or event.run_id in self._run_ids) and (

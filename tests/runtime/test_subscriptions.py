@@ -552,3 +552,35 @@ async def test_a_stop_ends_every_reader_whatever_the_store_raises(store: Session
     await server.stop()
     with pytest.raises(ActorStopped):
         await reading
+
+
+@pytest.mark.parametrize("call", ["get_events", "get_latest_sequence"])
+async def test_a_reader_can_leave_while_the_store_hangs(store: SessionStore, call: str) -> None:
+    faulty = FaultyStore(store)
+    async with await open_server(faulty, ScriptedAdapter()) as server:
+        faulty.hanging.add(call)
+        faulty.shielding.add(call)
+        subscription = server.subscribe()
+        reading = asyncio.create_task(read(subscription, 99))
+        await until(lambda: faulty.calls[call])
+        subscription.unsubscribe()
+        assert await reading == []
+        faulty.heal()
+
+
+async def test_a_reader_does_not_wait_at_a_stopped_server_for_a_store_that_hangs(store: SessionStore) -> None:
+    faulty, clock = FaultyStore(store), JumpingClock()
+    server = await open_server(faulty, ScriptedAdapter(), clock=clock)
+    subscription = server.subscribe(buffer=1)
+    await anext(subscription)
+    await server.stop()
+    faulty.hanging.add("get_events")
+    reading = asyncio.create_task(anext(subscription))
+    await until(lambda: clock.timers)
+    await clock.advance_ms(4_999)
+    assert not reading.done()
+    await clock.advance_ms(1)
+    with pytest.raises(ActorStopped):
+        await reading
+    faulty.heal()
+    assert subscription.cursor == 1

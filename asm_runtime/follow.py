@@ -9,7 +9,10 @@ from asm_runtime.errors import SessionNotFound
 from asm_runtime.ports import SessionStore
 from asm_runtime.records import Event, EventType
 
-__all__ = ["follow"]
+__all__ = ["PAGE_BYTES", "follow"]
+
+PAGE_BYTES = 1024 * 1024
+"""How much of a log a reader takes at once; more only with one event."""
 
 
 async def follow(
@@ -42,6 +45,7 @@ async def follow(
             type=type,
             after=cursor,
             limit=limit,
+            max_bytes=PAGE_BYTES,
             wait_timeout_ms=wait_timeout_ms,
         )
         if events:

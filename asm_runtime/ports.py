@@ -253,6 +253,7 @@ class SessionStore(Protocol):
         after: int | None = None,
         before: int | None = None,
         limit: int | None = None,
+        max_bytes: int | None = None,
         order: Order = "asc",
         wait_timeout_ms: int = 0,
     ) -> list[Event]:
@@ -270,6 +271,8 @@ class SessionStore(Protocol):
             after: Only with a greater number: the cursor.
             before: Only with a smaller number.
             limit: At most so many, ≥ 1; None: all.
+            max_bytes: Stop before the event whose JSON (`msgspec.json.encode(event.to_dict())`) would
+                take the sum past this, ≥ 1; the first is there in any case. None: no bound.
             order: By number, ascending (`asc`) or descending (`desc`).
             wait_timeout_ms: How long to wait for a first match, in milliseconds; 0: not at all.
 

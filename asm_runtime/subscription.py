@@ -20,7 +20,7 @@ from asm_runtime import options
 from asm_runtime.actor import leave_behind
 from asm_runtime.clock import Clock, Timer, sleep
 from asm_runtime.errors import ActorStopped, AsmError, ValidationError
-from asm_runtime.follow import follow
+from asm_runtime.follow import PAGE_BYTES, follow
 from asm_runtime.foreign import answered
 from asm_runtime.observer import observer
 from asm_runtime.ports import SessionStore
@@ -374,6 +374,7 @@ class Subscription:
                 after=self._scanned,
                 before=None if last is None else last + 1,
                 limit=min(PAGE_SIZE, self._limit),
+                max_bytes=PAGE_BYTES,
             )
         )
         return page, last

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
+from asm_runtime.follow import PAGE_BYTES
 from asm_runtime.payload import JsonObject
 from asm_runtime.ports import SessionStore
 from asm_runtime.records import Event, EventType
@@ -47,7 +48,9 @@ async def replay(
     messages: deque[JsonObject] = deque(maxlen=max_messages)
     streaming: dict[str | None, list[str]] = {}
     cursor = 0
-    while page := await store.get_events(session_id, type=_MESSAGE_TYPES, after=cursor, limit=_PAGE):
+    while page := await store.get_events(
+        session_id, type=_MESSAGE_TYPES, after=cursor, limit=_PAGE, max_bytes=PAGE_BYTES
+    ):
         cursor = page[-1].sequence_number or cursor
         for event in page:
             if event.run_id is None or event.run_id != without_run:

@@ -27,16 +27,18 @@ from asm_runtime.records import (
     SessionStatus,
 )
 from asm_runtime.stores import rules
+from asm_runtime.stores.filters import EventFilter, byte_size
 from asm_runtime.stores.memory_log import EventLog
 from asm_runtime.stores.memory_runs import RunQueue
-from asm_runtime.stores.waiters import EventFilter, EventWaiters, RevisionWaiters
+from asm_runtime.stores.pace import Pace
+from asm_runtime.stores.waiters import EventWaiters, RevisionWaiters
 
 __all__ = ["InMemorySessionStore"]
 
 R = TypeVar("R", Session, Run)
 
 _SLICE = 256
-"""How many records are decoded or copied in one go; then the loop has its turn. About 1 ms."""
+"""How many events are looked at in one go."""
 
 
 class InMemorySessionStore(Actor):
@@ -314,6 +316,7 @@ class InMemorySessionStore(Actor):
         after: int | None = None,
         before: int | None = None,
         limit: int | None = None,
+        max_bytes: int | None = None,
         order: Order = "asc",
         wait_timeout_ms: int = 0,
     ) -> list[Event]:
@@ -326,6 +329,7 @@ class InMemorySessionStore(Actor):
             after=after,
             before=before,
             limit=limit,
+            max_bytes=max_bytes,
             order=order,
             wait_timeout_ms=wait_timeout_ms,
         )
@@ -546,27 +550,36 @@ def _age(row: Session) -> tuple[datetime, str]:
 
 
 async def _copies(records: list[R]) -> list[R]:
-    """Copies that the caller may do with what he likes. Made in slices: the loop is never held up."""
+    """Copies that the caller may do with what he likes."""
     copies: list[R] = []
-    for start in range(0, len(records), _SLICE):
-        if start:
-            await asyncio.sleep(0)
-        copies += [record.checked() for record in records[start : start + _SLICE]]
+    pace = Pace()
+    for record in records:
+        if pace.is_over:
+            await pace.rest()
+        copies.append(record.checked())
     return copies
 
 
 async def _page(session_id: str, log: EventLog | None, head: int, filter: EventFilter) -> list[Event]:
-    """What the filter picks from the log up to `head`. Decoded in slices, like `_copies`."""
+    """What the filter picks from the log up to `head`."""
     events: list[Event] = []
     if log is None or filter.matches_nothing:
         return events
+    room = filter.max_bytes
+    pace = Pace()
     candidates = log.candidates(filter, head)
-    while slice := list(islice(candidates, _SLICE)):
-        numbers = log.matching(slice, filter)
-        if filter.limit is not None:
-            numbers = numbers[: filter.limit - len(events)]
-        events += [log.event(session_id, number) for number in numbers]
-        if len(slice) < _SLICE or len(events) == filter.limit:
-            break
-        await asyncio.sleep(0)
+    while numbers := list(islice(candidates, _SLICE)):
+        for number in log.matching(numbers, filter):
+            event = log.event(session_id, number)
+            if room is not None:
+                room -= byte_size(event)
+                if room < 0 and events:
+                    return events
+            events.append(event)
+            if len(events) == filter.limit:
+                return events
+            if pace.is_over:
+                await pace.rest()
+        if pace.is_over:
+            await pace.rest()
     return events

@@ -12,14 +12,18 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 from asm_runtime.records import Event, EventType
-from asm_runtime.stores.waiters import EventFilter
+from asm_runtime.stores.filters import EventFilter
 
 __all__ = ["EventLog"]
 
 K = TypeVar("K")
 
+_LONG_AGO = -(2**63)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+
+_BLOCK = 64
+"""For how many events one latest time is kept."""
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
@@ -41,7 +45,18 @@ class EventLog:
     tracemalloc, an event with a payload of 128 bytes takes 270 to 300 bytes.
     """
 
-    __slots__ = ("_by_run", "_by_type", "_ids", "_kind_of", "_kinds", "_numbers_of_kinds", "_rows", "_times")
+    __slots__ = (
+        "_by_run",
+        "_by_type",
+        "_ids",
+        "_kind_of",
+        "_kinds",
+        "_latest",
+        "_latest_by_block",
+        "_numbers_of_kinds",
+        "_rows",
+        "_times",
+    )
 
     def __init__(self) -> None:
         self._ids: list[str | bytes] = []
@@ -49,6 +64,10 @@ class EventLog:
         """By id: number, data, metadata, correlation id."""
         self._times = array("q")
         """Microseconds since 1970."""
+        self._latest = _LONG_AGO
+        self._latest_by_block = array("q")
+        """After each block the latest time so far. It never falls, so the events that are not later than
+        some time, nor any before them, are found by bisection."""
         self._kind_of = array("I")
         self._kinds: list[_Kind] = []
         self._numbers_of_kinds: dict[_Kind, int] = {}
@@ -68,7 +87,12 @@ class EventLog:
         row = _encode((number, event.data, event.metadata, event.correlation_id))
         self._rows[id] = bytes(memoryview(row))  # the encoder leaves a third of its buffer behind it
         self._ids.append(id)
-        self._times.append(_microseconds(event.timestamp))
+        time = _microseconds(event.timestamp)
+        self._times.append(time)
+        if time > self._latest:
+            self._latest = time
+        if number % _BLOCK == 0:
+            self._latest_by_block.append(self._latest)
         kind = _Kind(event.type, event.run_id, event.provider, event.schema_version)
         kind_number = self._numbers_of_kinds.get(kind)
         if kind_number is None:
@@ -115,6 +139,11 @@ class EventLog:
         log it lies.
         """
         low = filter.after + 1
+        if filter.since is not None:
+            since = _microseconds(filter.since)
+            if self._latest <= since:
+                return iter(())
+            low = max(low, bisect_right(self._latest_by_block, since) * _BLOCK + 1)
         high = head if filter.before is None else min(head, filter.before - 1)
         newest_first = filter.order == "desc"
         choices: list[list[tuple[array[int], range]]] = []

@@ -11,91 +11,20 @@ the loop: nothing here may be called from another thread.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from datetime import datetime
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Generic, Self, TypeVar, cast
 
 import msgspec
 
-from asm_runtime import options
 from asm_runtime.clock import Clock, Timer
 from asm_runtime.observer import observer
-from asm_runtime.ports import Order
-from asm_runtime.records import Event, EventType
+from asm_runtime.records import Event
+from asm_runtime.stores.filters import EventFilter
 
-__all__ = ["EventFilter", "EventWaiter", "EventWaiters", "RevisionWaiter", "RevisionWaiters"]
+__all__ = ["EventWaiter", "EventWaiters", "RevisionWaiter", "RevisionWaiters"]
 
 T = TypeVar("T")
 W = TypeVar("W", bound="_Waiter[Any]")
-
-
-class EventFilter(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """Which events of a session a reader wants, how many and in which order."""
-
-    run_ids: frozenset[str] | None = None
-    types: frozenset[EventType] | None = None
-    since: datetime | None = None
-    after: int = 0
-    before: int | None = None
-    limit: int | None = None
-    order: Order = "asc"
-
-    @classmethod
-    def checked(
-        cls,
-        *,
-        run_id: Any = None,
-        type: Any = None,
-        since: Any = None,
-        after: Any = None,
-        before: Any = None,
-        limit: Any = None,
-        order: Any = "asc",
-        wait_timeout_ms: Any = 0,
-    ) -> EventFilter:
-        """The filter that the arguments of `SessionStore.get_events` mean.
-
-        `wait_timeout_ms` is no part of it; it is checked with the rest.
-
-        Raises:
-            ValidationError: One of them is not what is allowed.
-        """
-        options.integer("wait_timeout_ms", wait_timeout_ms, minimum=0)
-        return cls(
-            run_ids=options.identifiers("run_id", run_id),
-            types=options.members("type", type, EventType),
-            since=None if since is None else options.utc("since", since),
-            after=options.integer("after", after, minimum=0, optional=True) or 0,
-            before=options.integer("before", before, minimum=0, optional=True),
-            limit=options.integer("limit", limit, minimum=1, optional=True),
-            order=cast(Order, options.choice("order", order, ("asc", "desc"))),
-        )
-
-    @property
-    def matches_nothing(self) -> bool:
-        """Whether no event can ever match: there is nothing to read."""
-        return (
-            (self.run_ids is not None and not self.run_ids)
-            or (self.types is not None and not self.types)
-            or (self.before is not None and self.before <= self.after + 1)
-        )
-
-    def matches(self, event: Event) -> bool:
-        """Whether that stored event is wanted."""
-        return (
-            cast(int, event.sequence_number) > self.after
-            and (self.before is None or cast(int, event.sequence_number) < self.before)
-            and (self.run_ids is None or event.run_id in self.run_ids)
-            and (self.types is None or event.type in self.types)
-            and (self.since is None or event.timestamp > self.since)
-        )
-
-    def pick(self, events: Iterable[Event]) -> list[Event]:
-        """The wanted ones among stored events in ascending order, in the wanted number and order."""
-        wanted = [event for event in events if self.matches(event)]
-        if self.order == "desc":
-            wanted.reverse()
-        return wanted[: self.limit]
 
 
 class _Waiter(Generic[T]):

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from asm_runtime.clock import SYSTEM_CLOCK
-from asm_runtime.follow import follow
+from asm_runtime.follow import PAGE_BYTES, follow
 from asm_runtime.ports import SessionStore
 from asm_runtime.records import Event
 
@@ -37,7 +37,7 @@ async def stored(
     cursor, left = after, limit
     while left is None or left > 0:
         size = PAGE if left is None else min(PAGE, left)
-        page = await store.get_events(session_id, after=cursor, limit=size, **filters)
+        page = await store.get_events(session_id, after=cursor, limit=size, max_bytes=PAGE_BYTES, **filters)
         if not page:
             return
         yield page

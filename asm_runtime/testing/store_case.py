@@ -12,11 +12,22 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import pytest
 
 from asm_runtime.clock import Clock
+from asm_runtime.payload import encode
 from asm_runtime.ports import SessionStore
 from asm_runtime.records import Event, Run, RunStatus, Session, SessionStatus
 from asm_runtime.testing.clock import JumpingClock
 
-__all__ = ["StoreCase", "StoreUnderTest", "as_json", "events", "ids", "numbers", "run", "session"]
+__all__ = [
+    "StoreCase",
+    "StoreUnderTest",
+    "as_json",
+    "events",
+    "ids",
+    "json_size",
+    "numbers",
+    "run",
+    "session",
+]
 
 T = TypeVar("T")
 
@@ -103,6 +114,11 @@ def numbers(found: Iterable[Event]) -> list[int | None]:
 def ids(found: Iterable[Event | Run | Session]) -> list[str]:
     """Their ids."""
     return [record.id for record in found]
+
+
+def json_size(event: Event) -> int:
+    """How many bytes its JSON has."""
+    return len(encode(event.to_dict()))
 
 
 def as_json(value: Any) -> str:

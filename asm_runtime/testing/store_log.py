@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from asm_runtime.errors import LeaseLost
-from asm_runtime.ports import ExecutionResult
+from asm_runtime.ports import ExecutionResult, Order
 from asm_runtime.records import Event, EventType, Fence
 from asm_runtime.testing.clock import JumpingClock
 from asm_runtime.testing.store_case import (
@@ -20,6 +20,7 @@ from asm_runtime.testing.store_case import (
     StoreUnderTest,
     events,
     ids,
+    json_size,
     numbers,
     run,
     session,
@@ -220,6 +221,67 @@ class LogCase(StoreCase):
         assert numbers(await store.get_events("s", since=late.astimezone(), after=1)) == [5]
         assert numbers(await store.get_events("s", since=NOON + timedelta(days=1))) == []
 
+    @pytest.mark.parametrize("order", ["asc", "desc"])
+    async def test_max_bytes_stops_before_the_event_that_passes_it(
+        self, store: StoreUnderTest, order: Order
+    ) -> None:
+        texts = ["", "x" * 500, "é" * 100, '\n"' * 90, "x" * 5000, "", "🙂" * 40, "x" * 900]
+        await store.append_events([events(1, data={"text": text}, metadata={"a": 1.5})[0] for text in texts])
+        log = await store.get_events("s", order=order)
+        sizes = [json_size(event) for event in log]
+        for start in range(len(log)):
+            cursor: dict[str, Any] = {}
+            if start:
+                cursor = {"after" if order == "asc" else "before": log[start - 1].sequence_number}
+            for count in range(1, len(log) - start + 1):
+                exact = sum(sizes[start : start + count])
+                for max_bytes, found in ((exact, count), (exact - 1, max(1, count - 1)), (exact + 1, count)):
+                    page = await store.get_events("s", max_bytes=max_bytes, order=order, **cursor)
+                    assert page == log[start : start + found]
+        assert await store.get_events("s", max_bytes=1, order=order) == log[:1]
+        assert await store.get_events("s", max_bytes=2**62, order=order) == log
+        assert await store.get_events("unknown", max_bytes=1) == []
+
+    async def test_max_bytes_is_counted_over_what_matches_and_the_limit_holds_too(
+        self, store: StoreUnderTest
+    ) -> None:
+        await store.append_events(
+            [
+                events(1, data={"text": "x" * 200}, type=type, run_id=run_id)[0]
+                for _ in range(100)
+                for type, run_id in (("custom", "a"), ("run_started", "b"), ("run_started", "a"))
+            ]
+        )
+        size = json_size((await store.get_events("s", limit=1))[0])
+        filters: list[dict[str, Any]] = [
+            {"run_id": "a"},
+            {"type": "run_started"},
+            {"run_id": ["a", "x"], "type": "custom"},
+            {"since": NOON, "after": 50},
+        ]
+        for filter in filters:
+            matching = await store.get_events("s", **filter)
+            found = await store.get_events("s", max_bytes=20 * size + size // 2, **filter)
+            assert 15 <= len(found) <= 22
+            assert found == matching[: len(found)]
+            assert await store.get_events("s", max_bytes=50 * size, limit=3, **filter) == matching[:3]
+
+    async def test_a_log_of_large_events_is_read_whole_in_pages_of_few_bytes(
+        self, store: StoreUnderTest
+    ) -> None:
+        log = await store.append_events(
+            [events(1, data={"text": "x" * size})[0] for size in (3, 900_000, 7, 700_000, 600_000, 1, 2)]
+        )
+        assert await store.get_events("s") == log
+        assert await store.get_events("s", order="desc", limit=6) == log[:0:-1]
+        seen: list[Event] = []
+        while page := await store.get_events(
+            "s", after=seen[-1].sequence_number if seen else None, max_bytes=800_000
+        ):
+            assert len(page) == 1 or sum(map(json_size, page)) <= 800_000
+            seen += page
+        assert seen == log
+
     async def test_an_unknown_session_is_an_empty_log(self, store: StoreUnderTest) -> None:
         await store.save_session(session())
         assert await store.get_events("s") == []
@@ -371,6 +433,17 @@ class LongPollCase(StoreCase):
         await store.append_events(events(3))
         assert numbers(await ascending) == [1, 2]
         assert numbers(await descending) == [3, 2]
+
+    async def test_max_bytes_holds_for_what_wakes(self, store: StoreUnderTest, clock: JumpingClock) -> None:
+        size = json_size((await store.append_events(events(1)))[0])
+        waits = (1, size, 2 * size, 3 * size + 1)
+        parked = [
+            asyncio.create_task(store.get_events("s", after=1, max_bytes=one, wait_timeout_ms=HOUR_MS))
+            for one in waits
+        ]
+        await clock.advance_ms(0)
+        await store.append_events(events(5))
+        assert [numbers(await one) for one in parked] == [[2], [2], [2, 3], [2, 3, 4]]
 
     async def test_a_cursor_ahead_of_the_log_waits_for_numbers_past_it(
         self, store: StoreUnderTest, clock: JumpingClock

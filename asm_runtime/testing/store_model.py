@@ -6,15 +6,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from itertools import accumulate
 from random import Random
 from typing import Any
 
 import pytest
 
-from asm_runtime.errors import AsmError, Conflict, InvalidTransition, LeaseLost, QueueFull
+from asm_runtime.errors import AsmError, Conflict, InvalidTransition, LeaseLost, QueueFull, RunNotFound
 from asm_runtime.ports import ExecutionResult
 from asm_runtime.records import Event, EventType, Fence, Run, RunStatus, Session, SessionStatus
-from asm_runtime.testing.store_case import StoreCase, StoreUnderTest, events, run, session
+from asm_runtime.testing.store_case import StoreCase, StoreUnderTest, events, json_size, run, session
 
 __all__ = ["ModelCase", "StoreModel"]
 
@@ -38,6 +39,17 @@ class StoreModel:
             for (owner, _), one in self.runs.items()
             if owner == session_id and (not statuses or one.status in statuses)
         ]
+
+    def list_runs(
+        self, session_id: str, status: str | None, *, limit: int | None, after: str | None
+    ) -> list[Run]:
+        runs = self.runs_of(session_id)
+        if after is not None:
+            places = [index for index, one in enumerate(runs) if one.id == after]
+            if not places:
+                raise RunNotFound("")
+            runs = runs[places[0] + 1 :]
+        return [one for one in runs if status in (None, one.status)][:limit]
 
     def flush(
         self,
@@ -131,7 +143,13 @@ class StoreModel:
             and (filter["type"] is None or event.type in filter["type"])
             and (filter["since"] is None or event.timestamp > filter["since"])
         ]
-        return (found[::-1] if filter["order"] == "desc" else found)[: filter["limit"]]
+        found = (found[::-1] if filter["order"] == "desc" else found)[: filter["limit"]]
+        sizes = accumulate(map(json_size, found))
+        return [
+            event
+            for index, (event, size) in enumerate(zip(found, sizes, strict=True))
+            if index == 0 or filter["max_bytes"] is None or size <= filter["max_bytes"]
+        ]
 
 
 class ModelCase(StoreCase):
@@ -188,8 +206,13 @@ async def _step(random: Random, store: StoreUnderTest, model: StoreModel) -> Non
             assert await store.get_events(session_id, **filter) == model.read(session_id, **filter)
             assert await store.get_latest_sequence(session_id) == len(model.events.get(session_id, []))
         case "runs":
-            status = random.choice(list(RunStatus))
-            assert await store.list_runs(session_id, status=status) == model.runs_of(session_id, status)
+            status = random.choice((None, *RunStatus))
+            options = {
+                "limit": random.choice((None, 1, 2, 3)),
+                "after": random.choice((None, *RUNS)),
+            }
+            outcome = await _outcome(store.list_runs, session_id, status=status, **options)
+            assert outcome == _expected(model.list_runs, session_id, status, **options)
         case _:
             await store.delete_session(session_id)
             model.delete(session_id)
@@ -275,5 +298,6 @@ def _filter(random: Random) -> dict[str, Any]:
         "type": maybe(random.sample([EventType.CUSTOM, EventType.MESSAGE_SENT], random.randrange(3))),
         "since": maybe(NOON + timedelta(minutes=random.randrange(30))),
         "limit": maybe(random.randrange(1, 8)),
+        "max_bytes": maybe(random.randrange(1, 2000)),
         "order": random.choice(("asc", "desc")),
     }

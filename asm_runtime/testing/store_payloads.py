@@ -214,6 +214,7 @@ WRONG_CALLS: list[Call] = [
     *with_each("limit", NO_LIMITS, "list_runs", "s"),
     *with_each("limit", NO_LIMITS, "list_orphaned_runs"),
     *with_each("limit", NO_LIMITS, "get_events", "s"),
+    *with_each("max_bytes", NO_LIMITS, "get_events", "s"),
     *with_each("offset", (None, *NO_COUNTS), "list_sessions"),
     *with_each("status", ("nope", ["active", "nope"], 5, "", "running"), "list_sessions"),
     *with_each("agent_id", ("", 5, [None]), "list_sessions"),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import sqlite3
+from itertools import accumulate
+from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -10,16 +11,15 @@ import msgspec
 from asm_runtime.errors import Conflict, RunNotFound, SessionNotFound
 from asm_runtime.payload import decode, encode
 from asm_runtime.records import Event, EventType, Run, RunStatus, Session, SessionStatus
-from asm_runtime.stores.sql import errors, statements
-from asm_runtime.stores.sql.rows import event_of, run_of, session_of, text_of
+from asm_runtime.stores.filters import EventFilter, byte_size
+from asm_runtime.stores.sql import statements
+from asm_runtime.stores.sql.rows import event_of, events_of, run_of, session_of, text_of
 from asm_runtime.stores.sql.transaction import Cursor
-from asm_runtime.stores.waiters import EventFilter
 
 __all__ = [
     "Page",
     "active_run",
     "event_page",
-    "events_by_row",
     "latest_sequence",
     "list_runs",
     "list_sessions",
@@ -32,46 +32,133 @@ __all__ = [
 
 _ALL = -1
 _PAST_ALL = 2**63 - 1
+_ANY_SIZE = 2**63 - 1
 
 
 class Page(msgspec.Struct, frozen=True, gc=False):
-    """A piece of a log, not decoded yet."""
+    """A piece of a log."""
 
-    head: int
-    """The latest number of the log, in the same snapshot."""
-    text: str | None
-    """A JSON list of events; None: there are none."""
-    limit: int
-    """How many it was limited to: if it has as many, there may be more."""
+    head: int | None
+    """The latest number of the log, in the same snapshot; None: it has no counter."""
+    incarnation: int | None
+    """Of the session; None: likewise."""
+    events: list[Event]
+    position: int | None
+    """The number up to which, in the order of the page, all was looked at; None: nothing follows."""
+    room: int | None
+    """How many bytes of the filter's `max_bytes` are left."""
 
 
 def event_page(
-    cursor: Cursor, session_id: str, filter: EventFilter, after: int, before: int | None, limit: int
+    cursor: Cursor,
+    session_id: str,
+    filter: EventFilter,
+    *,
+    limit: int,
+    max_bytes: int,
+    examined: int,
+    has_room: bool,
 ) -> Page:
-    """Read one page of a log, of those between two numbers that the filter wants."""
-    parameters = _parameters(session_id, filter, after, before, limit)
-    while True:
-        try:
-            cursor.execute(_page(filter, as_rows=False), parameters)
-            head, text = cursor.fetchone()
-            return Page(head or 0, text, parameters["limit"])
-        except sqlite3.DataError as error:
-            # A few hundred huge events make a text that is longer than SQLite allows.
-            if parameters["limit"] == 1 or not errors.is_too_big(error):
-                raise
-            parameters["limit"] //= 2
+    """Read the first page of what a filter wants.
 
+    Where no index says which events are wanted, it looks at a few and may be empty though others follow:
+    no other reader has to wait for long.
 
-def events_by_row(
-    cursor: Cursor, session_id: str, filter: EventFilter, after: int, before: int | None, limit: int
-) -> list[Event]:
-    """Read a page event by event, to find the one that cannot be read.
+    Args:
+        cursor: Of a connection that reads.
+        session_id: Whose log.
+        filter: What is wanted.
+        limit: How many events at most.
+        max_bytes: How large they may be all in all; one that is larger comes alone.
+        examined: How many it looks at to find them.
+        has_room: The first one is wanted even if it exceeds the filter's own `max_bytes`.
 
     Raises:
-        StoreError: Names it.
+        StoreError: One of them cannot be read; names it.
     """
-    cursor.execute(_page(filter, as_rows=True), _parameters(session_id, filter, after, before, limit))
-    return [event_of(session_id, number, text) for number, text in cursor.fetchall()]
+    room = filter.max_bytes
+    limit = limit if filter.limit is None else min(limit, filter.limit)
+    max_bytes = max_bytes if room is None else min(max_bytes, room)
+    bounds = _parameters(session_id, filter) | {"limit": limit, "examined": examined}
+    if filter.since is not None:
+        cursor.execute(statements.NOT_LATER, (session_id, bounds["since"]))
+        bounds["after"] = max(filter.after, cursor.fetchone()[0])
+    query, position = _narrowed(cursor, filter, bounds)
+    head, incarnation, largest, *lists = _page(cursor, query, bounds | {"largest": max_bytes // limit})
+    may_follow = limit
+    if largest is None or largest * limit > max_bytes:
+        cursor.execute(statements.sizes(query), bounds)
+        sizes: list[int] = decode(cursor.fetchone()[0])
+        count = sum(used <= max_bytes for used in accumulate(sizes))
+        if count < len(sizes):
+            may_follow = max(1, count)
+        bounds["limit"] = max(1, count)  # no more: what was appended since is of unknown size
+        head, incarnation, _, *lists = _page(cursor, query, bounds | {"largest": _ANY_SIZE})
+    try:
+        events = events_of(lists, session_id)
+    except ValueError:
+        cursor.execute(statements.page_by_rows(query), bounds)
+        events = [event_of(row, session_id) for row in cursor.fetchall()]
+    if len(events) == may_follow:
+        position = events[-1].sequence_number
+    if room is not None:
+        used = [*accumulate(byte_size(event) for event in events)]
+        count = sum(one <= room for one in used)
+        if count < len(events):
+            events, position = events[: max(count, int(has_room))], None
+        room -= used[-1] if used else 0
+    return Page(head, incarnation, events, position, room)
+
+
+def _narrowed(
+    cursor: Cursor, filter: EventFilter, bounds: dict[str, Any]
+) -> tuple[statements.LogQuery, int | None]:
+    """How to look, and up to which number, so that no more than `examined` events are looked at.
+
+    The bounds are narrowed to that. Of two indexes it takes the one that gets farther.
+    """
+    ascending = filter.order == "asc"
+    queries = _queries(filter)
+    if queries[0].is_exact:
+        return queries[0], None
+    reached: list[tuple[int, statements.LogQuery]] = []
+    for query in queries:
+        cursor.execute(statements.reach(query), bounds)
+        row = cursor.fetchone()
+        if row is None:
+            return query, None
+        reached.append((row[0], query))
+    number, query = (max if ascending else min)(reached, key=itemgetter(0))
+    if ascending:
+        bounds["before"] = number + 1
+    else:
+        bounds["after"] = number - 1
+    return query, number
+
+
+def _queries(filter: EventFilter) -> list[statements.LogQuery]:
+    """The ways to look for what a filter wants."""
+    merged: dict[str | None, int] = {}
+    if filter.run_ids is not None and len(filter.run_ids) <= statements.MAX_MERGED:
+        merged["run_id"] = _merged(filter.run_ids)
+    if filter.types is not None and EventType.MESSAGE_STREAMED not in filter.types:
+        merged["type"] = _merged(filter.types)
+    return [
+        statements.LogQuery(
+            order=filter.order,
+            index=index,
+            merged=count,
+            runs=filter.run_ids is not None,
+            types=filter.types is not None,
+            since=filter.since is not None,
+        )
+        for index, count in (merged or {None: 1}).items()
+    ]
+
+
+def _page(cursor: Cursor, query: statements.LogQuery, parameters: dict[str, Any]) -> Any:
+    cursor.execute(statements.page(query), parameters)
+    return cursor.fetchone()
 
 
 def latest_sequence(cursor: Cursor, session_id: str) -> int:
@@ -197,40 +284,35 @@ def _number(cursor: Cursor, statement: str, session_id: str) -> int:
     return 0 if row is None else int(row[0])
 
 
-def _numbered(prefix: str, values: frozenset[str] | None) -> dict[str, str]:
-    return {f"{prefix}{index}": str.__str__(value) for index, value in enumerate(values or ())}
+def _numbered(prefix: str, values: frozenset[str] | None, count: int = 0) -> dict[str, str]:
+    """Values as parameters; those that are missing to `count` match nothing."""
+    texts = [str.__str__(value) for value in values or ()]
+    texts += [""] * (count - len(texts))
+    return {f"{prefix}{index}": text for index, text in enumerate(texts)}
+
+
+def _merged(values: frozenset[str]) -> int:
+    """How many ranges are read for so many values: a power of two, for few forms of a statement."""
+    return 1 << (len(values) - 1).bit_length()
 
 
 def _count(values: frozenset[str] | None) -> int | None:
     return None if values is None else min(len(values), statements.MAX_MERGED + 1)
 
 
-def _page(filter: EventFilter, *, as_rows: bool) -> str:
-    return statements.page(
-        order=filter.order,
-        runs=_count(filter.run_ids),
-        types=_count(filter.types),
-        streamed=EventType.MESSAGE_STREAMED in (filter.types or ()),
-        since=filter.since is not None,
-        as_rows=as_rows,
-    )
-
-
-def _parameters(
-    session_id: str, filter: EventFilter, after: int, before: int | None, limit: int
-) -> dict[str, Any]:
+def _parameters(session_id: str, filter: EventFilter) -> dict[str, Any]:
     parameters: dict[str, Any] = {
         "session_id": session_id,
-        "after": after,
-        "before": _PAST_ALL if before is None else before,
-        "limit": limit,
+        "after": filter.after,
+        "before": _PAST_ALL if filter.before is None else filter.before,
     }
     if filter.since is not None:
         parameters["since"] = text_of(filter.since)
     if filter.run_ids is not None:
         parameters["run_ids"] = encode(list(filter.run_ids)).decode()
-        parameters.update(_numbered("r", filter.run_ids))
+        if len(filter.run_ids) <= statements.MAX_MERGED:
+            parameters.update(_numbered("r", filter.run_ids, _merged(filter.run_ids)))
     if filter.types is not None:
         parameters["types"] = encode(list(filter.types)).decode()
-        parameters.update(_numbered("t", filter.types))
+        parameters.update(_numbered("t", filter.types, _merged(filter.types)))
     return parameters

@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 
 from asm_runtime.errors import StoreError
-from asm_runtime.payload import decode, encode
-from asm_runtime.records import Event, Run, RunStatus, Session, SessionStatus
+from asm_runtime.payload import JsonObject, decode, encode
+from asm_runtime.records import Event, EventType, Run, RunStatus, Session, SessionStatus
 
 __all__ = [
     "EventRow",
@@ -60,15 +60,56 @@ def event_row(event: Event) -> EventRow:
     )
 
 
-_decode_events = msgspec.json.Decoder(list[Event]).decode
+class _Short(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What is short of an event, as `statements` makes it."""
+
+    sequence_number: int
+    id: str
+    type: EventType
+    run_id: str | None
+    timestamp: datetime
+    schema_version: int
+    provider: str | None
+    correlation_id: str | None
+    session_id: str = ""
+    """Only where events of several sessions are asked for."""
 
 
-def events_of(page: str) -> list[Event] | None:
-    """The events of a JSON list, as `statements.page` makes it; None if one of them cannot be read."""
-    try:
-        return _decode_events(page)
-    except msgspec.DecodeError:  # also: a type that this release does not know
-        return None
+_decode_short = msgspec.json.Decoder(list[_Short]).decode
+_decode_objects = msgspec.json.Decoder(list[JsonObject]).decode
+
+
+def events_of(lists: Sequence[str | None], session_id: str = "") -> list[Event]:
+    """The events of three JSON lists, as `statements` makes them.
+
+    Args:
+        lists: What is short of each event, its `metadata`, its `data`; None for empty ones.
+        session_id: Whose they are, if they do not say it themselves.
+
+    Raises:
+        ValueError: One of them cannot be read, or has a type that this release does not know.
+    """
+    short, metadata, data = lists
+    if short is None or metadata is None or data is None:
+        return []
+    return [
+        Event(
+            id=one.id,
+            type=one.type,
+            session_id=one.session_id or session_id,
+            run_id=one.run_id,
+            timestamp=one.timestamp,
+            data=its_data,
+            metadata=its_metadata,
+            sequence_number=one.sequence_number,
+            schema_version=one.schema_version,
+            provider=one.provider,
+            correlation_id=one.correlation_id,
+        )
+        for one, its_metadata, its_data in zip(
+            _decode_short(short), _decode_objects(metadata), _decode_objects(data), strict=True
+        )
+    ]
 
 
 def own_copy(event: Event) -> Event:
@@ -76,15 +117,16 @@ def own_copy(event: Event) -> Event:
     return msgspec.json.decode(encode(event), type=Event)
 
 
-def event_of(session_id: str, number: int, text: str) -> Event:
-    """The event of a JSON object, as `statements.page` makes it row by row.
+def event_of(row: Row, session_id: str) -> Event:
+    """The event of a row, as `statements.page_by_rows` makes it.
 
     Raises:
         StoreError: The row holds what this release cannot read; names it.
     """
+    number, *texts = row
     try:
-        return msgspec.json.decode(text, type=Event)
-    except msgspec.DecodeError as error:
+        return events_of([f"[{text}]" for text in texts], session_id)[0]
+    except ValueError as error:
         raise StoreError(
             f"event {number} of session {session_id} cannot be read: {error}",
             details={"session_id": session_id, "sequence_number": number},

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from functools import cache, lru_cache
 
+import msgspec
+
 # -- columns, in the order of `rows`
 
 _EVENT_COLUMNS = (
@@ -27,12 +29,13 @@ _RUN_COLUMNS = (
     "created_at, started_at, ended_at, provider, provider_metadata, cost_usd"
 )
 
-# An event as the JSON text of its record. `data` and `metadata` are JSON texts and go in as they
-# are: SQLite does not parse them. A type and a time need no quoting.
-_EVENT_JSON = """printf('{"session_id":%s,"sequence_number":%d,"id":%s,"type":"%s","run_id":%s,
-"timestamp":"%s","data":%s,"metadata":%s,"schema_version":%d,"provider":%s,"correlation_id":%s}',
-json_quote(session_id), sequence_number, json_quote(id), type, json_quote(run_id), timestamp,
-data, metadata, schema_version, json_quote(provider), json_quote(correlation_id))"""
+# An event as three JSON texts: what is short, `metadata`, `data`. The last two are JSON already and go in
+# as they are: SQLite does not parse them. Many events are three lists: 100 take 100 µs, as one JSON object
+# each 270 µs.
+_SHORT = "sequence_number, id, type, run_id, timestamp, schema_version, provider, correlation_id"
+_EVENT = f"json_array({_SHORT}) AS short, metadata, data"
+_AS_LISTS = """'[' || group_concat(short) || ']', '[' || group_concat(metadata) || ']',
+'[' || group_concat(data) || ']'"""
 
 # -- the log
 
@@ -85,11 +88,12 @@ FROM json_each(?) f CROSS JOIN asm_runs r
     ON r.session_id = json_extract(f.value, '$[0]') AND r.id = json_extract(f.value, '$[1]')
 """
 
-# Which of these events, given as pairs of session and event id, are stored, as one JSON list.
+# Which of these events, given as pairs of session and event id, are stored, as lists; each with its
+# session.
 STORED_EVENTS = f"""
-SELECT '[' || coalesce(group_concat({_EVENT_JSON}), '') || ']' FROM (
+SELECT {_AS_LISTS} FROM (SELECT json_array({_SHORT}, session_id) AS short, metadata, data FROM (
     SELECT e.* FROM json_each(?) i CROSS JOIN asm_events e
-        ON e.session_id = json_extract(i.value, '$[0]') AND e.id = json_extract(i.value, '$[1]'))
+        ON e.session_id = json_extract(i.value, '$[0]') AND e.id = json_extract(i.value, '$[1]')))
 """
 
 LATEST_SEQUENCE = "SELECT last_sequence FROM asm_session_sequences WHERE session_id = ?"
@@ -248,72 +252,111 @@ ORDER BY session_id, position LIMIT ?
 
 # -- reading the log
 
-MAX_MERGED = 16
+MAX_MERGED = 256
 """How many ranges of an index one read merges; past that it goes through the log and filters."""
-
 
 # How many events at the beginning of a log are not later than a time, nor any before them: since
 # `later_timestamp` makes that a question of one event, it is found in steps of halving width.
-_NOT_LATER = """WITH RECURSIVE search (passed, step) AS (
+NOT_LATER = """
+WITH RECURSIVE search (passed, step) AS (
     SELECT 0, 1 << 40
     UNION ALL
-    SELECT passed + CASE WHEN :since >= (
+    SELECT passed + CASE WHEN ?2 >= (
             SELECT coalesce(later_timestamp, timestamp) FROM asm_events
-            WHERE session_id = :session_id AND sequence_number >= passed + step
+            WHERE session_id = ?1 AND sequence_number >= passed + step
             ORDER BY sequence_number LIMIT 1) THEN step ELSE 0 END, step / 2
     FROM search WHERE step > 0)
-SELECT max(passed) FROM search"""
+SELECT max(passed) FROM search
+"""
 
 _TYPE_IS_INDEXED = "type != 'message_streamed'"
 
 
-@lru_cache(maxsize=256)
-def page(
-    *, order: str, runs: int | None, types: int | None, since: bool, as_rows: bool, streamed: bool = False
-) -> str:
-    """Read one page of a session's log, and its latest number, in one snapshot.
+class LogQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """The form of a question for some of a session's events, in the order of their numbers.
 
-    A filter by one or a few runs or types reads a range of that index for each of them, merged by
-    number as they are read: what it costs depends on what it returns and not on the log.
+    One by a few runs or types reads a range of that index for each of them, merged by number as they
+    are read: what it costs depends on what it returns and not on the log. What the index does not
+    tell is looked up in each event.
 
     Parameters by name: session_id, after, before, limit; for a filter r0, r1 … or run_ids (JSON), t0,
-    t1 … or types (JSON), since.
-
-    Args:
-        order: `asc` or `desc`.
-        runs: How many runs it is filtered by, at most `MAX_MERGED` + 1; None: not by run.
-        types: Likewise.
-        since: Whether it is filtered by time.
-        as_rows: As rows of number and event, instead of one row: the latest number, and the page as
-            one JSON list, None for an empty one.
-        streamed: Whether `message_streamed` is one of the types: it is in no index, the log is full of it.
+    t1 … or types (JSON), since. `merged` says how many of the numbered ones there are.
     """
-    after = ":after"
-    if since:
-        after = f"max(:after, ({_NOT_LATER}))"  # one bound: of two the planner would take the first
-    where = f"session_id = :session_id AND sequence_number > {after} AND sequence_number < :before"
-    if since:
-        where += " AND timestamp > :since"
-    # The index is named, and a `+` keeps from another: without statistics the planner takes the log
-    # itself for the cheapest, however rare a run is in it.
-    index, ranges = "", [where]
-    if runs is not None and runs <= MAX_MERGED:
-        index, ranges = "asm_events_run_id", [f"{where} AND run_id = :r{each}" for each in range(runs)]
-    elif runs is not None:
-        ranges = [f"{where} AND +run_id IN (SELECT value FROM json_each(:run_ids))"]
-    if types is not None and runs is None and types <= MAX_MERGED and not streamed:
-        where += f" AND {_TYPE_IS_INDEXED}"  # for the planner: it does not know what a parameter will be
-        index, ranges = "asm_events_type", [f"{where} AND type = :t{each}" for each in range(types)]
-    elif types is not None:
-        ranges = [f"{one} AND +type IN (SELECT value FROM json_each(:types))" for one in ranges]
-    table = f"asm_events INDEXED BY {index}" if index else "asm_events"
-    rows = " UNION ALL ".join(f"SELECT * FROM {table} WHERE {one}" for one in ranges)
-    rows += f" ORDER BY sequence_number {order} LIMIT :limit"
-    if as_rows:
-        return f"SELECT sequence_number, {_EVENT_JSON} FROM ({rows})"
-    return f"""SELECT
-        (SELECT last_sequence FROM asm_session_sequences WHERE session_id = :session_id),
-        (SELECT '[' || group_concat({_EVENT_JSON}) || ']' FROM ({rows}))"""
+
+    order: str
+    """`asc` or `desc`."""
+    index: str | None
+    """`run_id` or `type`: of what it reads ranges; None: of the log itself."""
+    merged: int
+    """How many ranges."""
+    runs: bool
+    """Whether it is filtered by run."""
+    types: bool
+    since: bool
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether all that it reads is wanted."""
+        return not self.since and self.runs + self.types == (self.index is not None)
+
+    def rows(self, columns: str, *, filtered: bool = True) -> str:
+        """The question for these columns, to be followed by a limit.
+
+        Args:
+            columns: Which.
+            filtered: Leave out what is not wanted; else only what lies in no range that is read.
+        """
+        where = "session_id = :session_id AND sequence_number > :after AND sequence_number < :before"
+        # The index is named, and a `+` keeps from another: without statistics the planner takes the log
+        # itself for the cheapest, however rare a run is in it.
+        table, ranges = "asm_events", [where]
+        if self.index is not None:
+            table += f" INDEXED BY asm_events_{self.index}"
+            ranges = [f"{where} AND {self.index} = :{self.index[0]}{each}" for each in range(self.merged)]
+        if self.index == "type":  # for the planner: it does not know what a parameter will be
+            ranges = [f"{one} AND {_TYPE_IS_INDEXED}" for one in ranges]
+        rest = ""
+        if filtered and self.runs and self.index != "run_id":
+            rest += " AND +run_id IN (SELECT value FROM json_each(:run_ids))"
+        if filtered and self.types and self.index != "type":
+            rest += " AND +type IN (SELECT value FROM json_each(:types))"
+        if filtered and self.since:
+            rest += " AND timestamp > :since"
+        rows = " UNION ALL ".join(
+            f"SELECT sequence_number, {columns} FROM {table} WHERE {one}{rest}" for one in ranges
+        )
+        return f"{rows} ORDER BY sequence_number {self.order}"
+
+
+@lru_cache(maxsize=256)
+def page(query: LogQuery) -> str:
+    """Read one page of a log: its latest number, its incarnation, its largest event, and the page as lists.
+
+    It is empty if events of the log may be larger than the parameter `largest`.
+    """
+    return f"""SELECT h.last_sequence, h.incarnation, h.largest_event, p.*
+FROM (SELECT {_AS_LISTS} FROM ({query.rows(_EVENT)} LIMIT CASE WHEN :largest >= coalesce((
+    SELECT largest_event FROM asm_session_sequences WHERE session_id = :session_id), 1 << 40)
+    THEN :limit ELSE 0 END)) p
+LEFT JOIN asm_session_sequences h ON h.session_id = :session_id"""
+
+
+@lru_cache(maxsize=256)
+def sizes(query: LogQuery) -> str:
+    """How large the events of a page are, as one JSON list."""
+    return f"SELECT json_group_array(byte_size) FROM ({query.rows('byte_size')} LIMIT :limit)"
+
+
+@lru_cache(maxsize=256)
+def reach(query: LogQuery) -> str:
+    """The number of the event up to which one has to look at `examined` of them; no row: there are fewer."""
+    return f"{query.rows('NULL', filtered=False)} LIMIT 1 OFFSET :examined"
+
+
+@lru_cache(maxsize=256)
+def page_by_rows(query: LogQuery) -> str:
+    """Read one page event by event: number, what is short, `metadata`, `data`."""
+    return f"{query.rows(_EVENT)} LIMIT :limit"
 
 
 # -- lists of sessions and runs

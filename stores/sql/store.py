@@ -17,13 +17,14 @@ from asm_runtime.observer import observer
 from asm_runtime.ports import ExecutionResult, ExpectedStatus, Order
 from asm_runtime.records import Event, EventType, Fence, Run, RunStatus, Session, SessionStatus
 from asm_runtime.stores import rules
+from asm_runtime.stores.filters import EventFilter
 from asm_runtime.stores.sql import forks, operations, reading
 from asm_runtime.stores.sql.group import Outcome, Writer
 from asm_runtime.stores.sql.paging import Pages
 from asm_runtime.stores.sql.rows import event_row
 from asm_runtime.stores.sql.target import database_of
 from asm_runtime.stores.sql.transaction import Appended, Deleted, Transaction
-from asm_runtime.stores.waiters import EventFilter, EventWaiters, RevisionWaiters
+from asm_runtime.stores.waiters import EventWaiters, RevisionWaiters
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -380,6 +381,7 @@ class SQLSessionStore(GroupActor):
         after: int | None = None,
         before: int | None = None,
         limit: int | None = None,
+        max_bytes: int | None = None,
         order: Order = "asc",
         wait_timeout_ms: int = 0,
     ) -> list[Event]:
@@ -392,6 +394,7 @@ class SQLSessionStore(GroupActor):
             after=after,
             before=before,
             limit=limit,
+            max_bytes=max_bytes,
             order=order,
             wait_timeout_ms=wait_timeout_ms,
         )

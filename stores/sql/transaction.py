@@ -238,8 +238,8 @@ class Transaction:
 
     def _stored(self, batches: Sequence[Sequence[EventRow]]) -> dict[tuple[Any, ...], Event]:
         pairs = encode([row[:2] for batch in batches for _, row in batch]).decode()
-        page = self.row(statements.STORED_EVENTS, pairs)[0]
-        return {(event.session_id, event.id): event for event in events_of(page) or ()}
+        found = events_of(self.row(statements.STORED_EVENTS, pairs))
+        return {(event.session_id, event.id): event for event in found}
 
     def _insert(self, parameters: list[Any], count: int) -> None:
         execute = self.cursor.execute

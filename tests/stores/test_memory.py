@@ -4,16 +4,16 @@ import asyncio
 import gc
 import tracemalloc
 from collections.abc import AsyncIterator, Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from asm_runtime.errors import ActorStopped, ValidationError
 from asm_runtime.records import Event, Run, RunStatus, Session
-from asm_runtime.stores import InMemorySessionStore
+from asm_runtime.stores import InMemorySessionStore, pace
+from asm_runtime.stores.filters import EventFilter
 from asm_runtime.stores.memory_log import EventLog
-from asm_runtime.stores.waiters import EventFilter
 from asm_runtime.testing import JumpingClock
 
 
@@ -39,27 +39,33 @@ async def test_a_store_may_have_a_name() -> None:
 # -- a long read and the loop
 
 
-async def test_others_are_served_while_a_long_log_is_read(store: InMemorySessionStore) -> None:
-    await store.append_events(events(5_000))
+async def test_others_are_served_while_a_long_log_is_read(
+    store: InMemorySessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pace, "STRETCH_SECONDS", 0)
+    await store.append_events(events(1_000))
     reading = asyncio.create_task(store.get_events("s"))
     served = 0
     while not reading.done():
         await store.get_latest_sequence("other")
         served += 1
-    assert len(await reading) == 5_000
-    assert served >= 10
+    assert len(await reading) == 1_000
+    assert served >= 300
 
 
-async def test_others_are_served_while_many_records_are_copied(store: InMemorySessionStore) -> None:
-    for index in range(2_000):
+async def test_others_are_served_while_many_records_are_copied(
+    store: InMemorySessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pace, "STRETCH_SECONDS", 0)
+    for index in range(1_000):
         await store.save_run(Run.new(session_id="s", id=f"{index}"))
     listing = asyncio.create_task(store.list_runs("s"))
     served = 0
     while not listing.done():
         await store.get_latest_sequence("other")
         served += 1
-    assert len(await listing) == 2_000
-    assert served >= 5
+    assert len(await listing) == 1_000
+    assert served >= 300
 
 
 @pytest.mark.parametrize("order", ["asc", "desc"])
@@ -119,6 +125,20 @@ def test_only_what_the_rarer_condition_leaves_is_looked_at(
     given = [events(1, run_id="abc"[index % 3])[0] for index in range(12)]
     given[4] = given[4].replace(type=Event.new(type="run_started", session_id="s").type)
     assert list(log_of(given).candidates(filter, 12)) == candidates
+
+
+@pytest.mark.parametrize("order", ["asc", "desc"])
+def test_what_is_not_later_is_not_looked_at(order: Any) -> None:
+    noon = datetime(2024, 1, 1, 12, tzinfo=UTC)
+    times = [noon + timedelta(seconds=number - number % 7) for number in range(1000)]
+    log = log_of([events(1, timestamp=time)[0] for time in times])
+    assert list(log.candidates(EventFilter(since=times[-1], order=order), 1000)) == []
+    for since in (noon - timedelta(days=1), noon, times[500], times[990]):
+        filter = EventFilter(since=since, order=order)
+        later = [number for number, time in enumerate(times, 1) if time > since]
+        looked_at = list(log.candidates(filter, 1000))
+        assert len(looked_at) < len(later) + 80
+        assert log.matching(looked_at, filter) == (later if order == "asc" else later[::-1])
 
 
 @pytest.mark.parametrize(

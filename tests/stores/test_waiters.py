@@ -13,7 +13,8 @@ from asm_runtime.clock import SystemClock
 from asm_runtime.errors import ValidationError
 from asm_runtime.observer import Observer, set_observer
 from asm_runtime.records import Event
-from asm_runtime.stores.waiters import EventFilter, EventWaiters, RevisionWaiters
+from asm_runtime.stores.filters import EventFilter
+from asm_runtime.stores.waiters import EventWaiters, RevisionWaiters
 from asm_runtime.testing import JumpingClock
 
 NOON = datetime(2024, 1, 1, 12, tzinfo=UTC)

@@ -34,12 +34,21 @@ class ConnectionThreads:
 
     Args:
         connect: Makes a thread's connection, in that thread.
+        disconnect: Closes it there.
         count: How many threads there may be.
         name: What the threads are called.
     """
 
-    def __init__(self, connect: Callable[[], sqlite3.Connection], *, count: int = 1, name: str) -> None:
+    def __init__(
+        self,
+        connect: Callable[[], sqlite3.Connection],
+        disconnect: Callable[[sqlite3.Connection], None] = sqlite3.Connection.close,
+        *,
+        count: int = 1,
+        name: str,
+    ) -> None:
         self._connect = connect
+        self._disconnect = disconnect
         self._count = count
         self._name = name
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
@@ -111,7 +120,7 @@ class ConnectionThreads:
                 pass
             with working:
                 self._cursors.discard(cursor)
-                cursor.connection.close()
+                self._disconnect(cursor.connection)
         finally:
             self._in_loop(self._ended, ended, None)
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sqlite3
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, Protocol, TypeVar, TypeVarTuple
 
 from asm_runtime.errors import StoreUnavailable
-from asm_runtime.stores.sql import errors, forks
+from asm_runtime.stores.sql import errors, forks, version
 from asm_runtime.stores.sql.connection import ConnectionThreads
+from asm_runtime.stores.sql.files import DatabaseFiles
 from asm_runtime.stores.sql.nodes import Nodes
 from asm_runtime.stores.sql.opening import connect, is_ready, prepare_file, upgrade_on
 from asm_runtime.stores.sql.transaction import Cursor
@@ -27,6 +28,9 @@ WAL_PAGES = 4000
 sessions, the same pages are written again and again: 12 000 events/s against 20 000. The index of a
 log of up to 4062 pages is one block.
 Source: sqlite.org/walformat.html, "WAL-Index Format"."""
+
+LOOK_SECONDS = 0.01
+"""How long it is taken for granted that the files are in their places, where nothing is acknowledged."""
 
 WRITER_CACHE_KIB = 16_000
 """The ends of the logs of a few thousand sessions that are being written to."""
@@ -164,6 +168,7 @@ class FileDatabase:
         self._synchronous = synchronous
         self._migrate = migrate
         self._busy_timeout_ms = busy_timeout_ms
+        self._files: DatabaseFiles | None = None
         self._nodes: Nodes | None = None
         self._writer: ConnectionThreads | None = None
         self._readers: ConnectionThreads | None = None
@@ -175,9 +180,12 @@ class FileDatabase:
 
     async def open(self, node_id: str) -> None:
         """See the protocol. The connection that writes is made for the first write."""
+        self._files = DatabaseFiles(self._path, self.name)
         self._nodes = Nodes(self._path, node_id)
-        self._readers = ConnectionThreads(self._connect_reader, count=READERS, name="asm-sqlite-reader")
-        self._writer = ConnectionThreads(self._connect_writer, name="asm-sqlite-writer")
+        self._readers = ConnectionThreads(
+            self._connect_reader, self._disconnect, count=READERS, name="asm-sqlite-reader"
+        )
+        self._writer = ConnectionThreads(self._connect_writer, self._disconnect, name="asm-sqlite-writer")
         try:
             await self._readers.run(_translated, self.name, self._prepare, (self._nodes,))
         except BaseException:
@@ -211,12 +219,12 @@ class FileDatabase:
     def write(self, job: Callable[[Cursor, *Ts], T], *args: *Ts) -> asyncio.Future[T]:
         """See the protocol."""
         assert self._writer is not None
-        return self._writer.run(job, *args)
+        return self._writer.run(self._written, job, args)
 
     def read(self, job: Callable[[Cursor, *Ts], T], *args: *Ts) -> Awaitable[T]:
         """See the protocol."""
         assert self._readers is not None
-        return self._readers.run(_translated, self.name, job, args)
+        return self._readers.run(self._read, job, args)
 
     def dead(self, node_ids: list[str]) -> Awaitable[list[str]]:
         """Those whose process does not hold its lock."""
@@ -227,6 +235,24 @@ class FileDatabase:
     def _prepare(self, cursor: Cursor, nodes: Nodes) -> None:
         if not is_ready(cursor, self.name, migrate=self._migrate):
             prepare_file(self._path, self.name, nodes, busy_timeout_ms=self._busy_timeout_ms)
+            version.found(cursor)  # only who reads opens the log
+        assert self._files is not None
+        self._files.opened()
+
+    def _written(self, cursor: Cursor, job: Callable[..., T], args: tuple[Any, ...]) -> T:
+        assert self._files is not None
+        assert self._nodes is not None
+        self._files.check(LOOK_SECONDS)  # to write beside somebody else's log would damage it
+        result = job(cursor, *args)
+        self._files.check()
+        with suppress(OSError, StoreUnavailable):
+            self._nodes.look()
+        return result
+
+    def _read(self, cursor: Cursor, job: Callable[..., T], args: tuple[Any, ...]) -> T:
+        assert self._files is not None
+        self._files.check(LOOK_SECONDS)
+        return _translated(cursor, self.name, job, args)
 
     def _connect_writer(self) -> sqlite3.Connection:
         # On macOS a plain fsync leaves the data in the drive's cache. Elsewhere this does nothing.
@@ -244,18 +270,25 @@ class FileDatabase:
 
     def _connect(self, **settings: str | int) -> sqlite3.Connection:
         with errors.translating(self.name):
-            folder = os.path.dirname(os.path.realpath(self._path))
-            if not os.path.isdir(folder):
-                raise StoreUnavailable(f"{self.name}: there is no directory {folder}")
+            assert self._files is not None
+            self._files.before_connecting()
             forks.refuse_inherited(self._path, self.name)
             connection = connect(self._path, self._busy_timeout_ms)
             try:
                 for name, value in settings.items():
                     connection.execute(f"PRAGMA {name} = {value}")
+                self._files.check()  # else it may be that of another file
             except BaseException:
                 connection.close()
                 raise
             return connection
+
+    def _disconnect(self, connection: sqlite3.Connection) -> None:
+        assert self._files is not None
+        if self._files.may_be_closed():
+            connection.close()
+        else:
+            forks.never_free(connection)
 
 
 def _nothing(_: Cursor) -> None:

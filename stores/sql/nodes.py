@@ -25,7 +25,7 @@ from pathlib import Path
 from asm_runtime.errors import StoreUnavailable
 from asm_runtime.stores.sql import forks
 
-__all__ = ["Nodes"]
+__all__ = ["Nodes", "folder_of", "make_folder"]
 
 _NAME = re.compile(r"nod_[0-9a-f]{32}")
 _OPENING = "opening"
@@ -85,6 +85,18 @@ else:
             os.close(descriptor)
 
 
+def folder_of(database: str) -> Path:
+    """Where the nodes of a database lie: beside the file itself, whatever links lead there."""
+    return Path(os.path.realpath(database) + "-nodes")
+
+
+def make_folder(database: str) -> None:
+    """Make that folder, for those who may write to the database."""
+    folder = folder_of(database)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    _entrust(folder, os.stat(database))
+
+
 class Nodes:
     """The nodes of one database, this one among them.
 
@@ -113,8 +125,7 @@ class Nodes:
 
     @cached_property
     def _folder(self) -> Path:
-        """Beside the file itself, whatever links lead there."""
-        return Path(os.path.realpath(self._database) + "-nodes")
+        return folder_of(self._database)
 
     @contextmanager
     def opening(self, timeout_ms: int) -> Generator[None]:
@@ -123,7 +134,7 @@ class Nodes:
         Raises:
             StoreUnavailable: Another one has been at it for `timeout_ms`.
         """
-        self._make_folder()
+        make_folder(self._database)
         path = self._folder / _OPENING
         try:
             descriptor = self._open(path, os.O_CREAT)
@@ -190,13 +201,9 @@ class Nodes:
             os.close(descriptor)
         self._descriptors.clear()
 
-    def _make_folder(self) -> None:
-        self._folder.mkdir(mode=0o700, exist_ok=True)
-        _entrust(self._folder, os.stat(self._database))
-
     def _locked(self) -> int:
         """The file of this node, made and locked."""
-        self._make_folder()
+        make_folder(self._database)
         path = self._folder / self._node_id
         for _ in range(_JOIN_TRIES):
             with suppress(FileExistsError):

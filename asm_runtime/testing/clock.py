@@ -47,7 +47,9 @@ class JumpingClock:
         if seconds <= 0:
             return asyncio.get_running_loop().call_soon(callback, *args)
         self._made += 1
-        timer = _JumpingTimer(self._elapsed + round(seconds * 1_000_000), self._made, callback, args)
+        # Not at this very moment: what is set again until a deadline comes would be set for ever.
+        due = self._elapsed + max(1, round(seconds * 1_000_000))
+        timer = _JumpingTimer(due, self._made, callback, args)
         heappush(self._pending, timer)
         watchers, self._watchers = self._watchers, []
         for count, future in watchers:

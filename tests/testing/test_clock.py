@@ -85,3 +85,18 @@ async def test_a_timer_that_is_due_at_once_needs_no_move() -> None:
     clock = JumpingClock()
     await sleep(clock, 0)
     assert clock.monotonic() == 0
+
+
+async def test_a_timer_set_again_until_its_deadline_has_come_meets_it() -> None:
+    clock = JumpingClock()
+    deadline = 0.1 + 0.2  # a little more than 0.3
+    looks: list[float] = []
+
+    def look() -> None:
+        looks.append(clock.monotonic())
+        if clock.monotonic() < deadline and len(looks) < 5:
+            clock.call_later(deadline - clock.monotonic(), look)
+
+    clock.call_later(0.3, look)
+    await clock.advance_ms(301)
+    assert looks == [0.3, 0.300001]

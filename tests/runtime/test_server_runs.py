@@ -67,7 +67,9 @@ async def test_runs_start_in_the_order_of_their_submission_and_never_exceed_the_
             if number < 4:
                 await gate.reached(number + 3)
                 assert len(gate.waiting) <= 2
-        assert adapter.started == submitted
+        # Two that start at once read the store at once: which of them reaches its adapter first is open.
+        assert sorted(adapter.started[:2]) == sorted(submitted[:2])
+        assert adapter.started[2:] == submitted[2:]
 
 
 async def test_awaiting_answers_for_runs_that_are_done_and_again(store: SessionStore) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any, Literal, Unpack, cast
 
 from asm_runtime import options
-from asm_runtime.actor import Supervisor
+from asm_runtime.actor import DEFAULT_RESTART_BACKOFF_MS, Supervisor
+from asm_runtime.clock import SYSTEM_CLOCK
 from asm_runtime.errors import Conflict, ValidationError
 from asm_runtime.manager import SessionManager
 from asm_runtime.ports import ProviderAdapter, SessionStore
@@ -28,6 +29,7 @@ class SessionSupervisor(Supervisor):
         adapter: What executes runs.
         max_restarts: How many restarts of one session's server within the window; then it is given up.
         window_ms: That window, in milliseconds.
+        restart_backoff_ms: The pause before the second restart in a row, in milliseconds; it doubles.
         server_options: Laid under the options of every server, see `SessionServer`.
     """
 
@@ -40,14 +42,16 @@ class SessionSupervisor(Supervisor):
         adapter: ProviderAdapter,
         max_restarts: int = 3,
         window_ms: int = 5_000,
+        restart_backoff_ms: int = DEFAULT_RESTART_BACKOFF_MS,
         **server_options: Unpack[ServerOptions],
     ) -> None:
         _refuse_unknown("SessionSupervisor", server_options)
-        clock = server_options.get("clock")
-        if clock is None:
-            super().__init__(max_restarts=max_restarts, window_ms=window_ms)
-        else:
-            super().__init__(max_restarts=max_restarts, window_ms=window_ms, clock=clock)
+        super().__init__(
+            max_restarts=max_restarts,
+            window_ms=window_ms,
+            restart_backoff_ms=restart_backoff_ms,
+            clock=server_options.get("clock", SYSTEM_CLOCK),
+        )
         self._store = store
         self._adapter = adapter
         self._defaults = server_options

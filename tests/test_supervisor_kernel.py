@@ -3,13 +3,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import weakref
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 
 from asm_runtime.actor import Actor, Supervisor
-from asm_runtime.errors import ActorStopped, ValidationError
+from asm_runtime.errors import ActorStopped, StoreError, StoreUnavailable, ValidationError
 from asm_runtime.testing.clock import JumpingClock
 
 pytestmark = pytest.mark.every_loop
@@ -24,8 +25,10 @@ async def turns(count: int = 20) -> None:
 class Nursery:
     """Makes the children of one name and sees what becomes of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: JumpingClock | None = None) -> None:
+        self.clock = clock or JumpingClock()
         self.made: list[Worker] = []
+        self.made_at: list[float] = []
         self.alive: list[Worker] = []
         self.most_alive = 0
         self.start_gate = asyncio.Event()
@@ -38,6 +41,7 @@ class Nursery:
 
     def __call__(self) -> Worker:
         self.made.append(Worker(self))
+        self.made_at.append(self.clock.monotonic())
         return self.made[-1]
 
 
@@ -78,11 +82,14 @@ async def supervisor(clock: JumpingClock) -> AsyncIterator[Supervisor]:
 
 
 @pytest.fixture
-def nursery() -> Nursery:
-    return Nursery()
+def nursery(clock: JumpingClock) -> Nursery:
+    return Nursery(clock)
 
 
-@pytest.mark.parametrize(("name", "value"), [("max_restarts", -1), ("window_ms", 0), ("window_ms", None)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("max_restarts", -1), ("window_ms", 0), ("window_ms", None), ("restart_backoff_ms", 0)],
+)
 def test_the_restart_intensity_is_checked(name: str, value: Any) -> None:
     options: dict[str, Any] = {name: value}
     with pytest.raises(ValidationError, match=name):
@@ -209,16 +216,17 @@ async def test_the_crash_of_one_child_never_touches_another(supervisor: Supervis
 
 
 async def test_a_child_that_crashes_too_often_is_given_up(
-    supervisor: Supervisor, nursery: Nursery, caplog: pytest.LogCaptureFixture
+    supervisor: Supervisor, nursery: Nursery, clock: JumpingClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     await supervisor.start_child("a", nursery)
     for _ in range(4):
         assert supervisor.child("a") is nursery.made[-1]
         nursery.made[-1].crash(ValueError("enough"))
-        await turns()
+        await clock.advance_ms(1_000)
     assert supervisor.child("a") is None
     assert len(nursery.made) == 4
     assert "gives up on a" in caplog.text
+    assert clock.timers == 0
 
 
 async def test_crashes_outside_the_window_do_not_count(
@@ -226,14 +234,14 @@ async def test_crashes_outside_the_window_do_not_count(
 ) -> None:
     await supervisor.start_child("a", nursery)
     for _ in range(20):
+        await clock.advance_ms(5_000)
         nursery.made[-1].crash(ValueError("now and then"))
         await turns()
-        await clock.advance_ms(2_000)
     assert supervisor.child("a") is nursery.made[20]
 
 
 async def test_the_intensity_is_counted_for_each_child_alone(
-    supervisor: Supervisor, nursery: Nursery
+    supervisor: Supervisor, nursery: Nursery, clock: JumpingClock
 ) -> None:
     nurseries = {key: Nursery() for key in "abc"}
     for key, its_nursery in nurseries.items():
@@ -241,38 +249,51 @@ async def test_the_intensity_is_counted_for_each_child_alone(
     for _ in range(3):
         for its_nursery in nurseries.values():
             its_nursery.made[-1].crash(ValueError("enough"))
-        await turns()
+        await clock.advance_ms(1_000)
     assert supervisor.children() == ["a", "b", "c"]
 
 
 async def test_a_child_that_was_given_up_may_be_started_anew(
-    supervisor: Supervisor, nursery: Nursery
+    supervisor: Supervisor, nursery: Nursery, clock: JumpingClock
 ) -> None:
     await supervisor.start_child("a", nursery)
     for _ in range(4):
         nursery.made[-1].crash(ValueError("enough"))
-        await turns()
+        await clock.advance_ms(1_000)
+    assert supervisor.children() == []
     anew = await supervisor.start_child("a", nursery)
     anew.crash(ValueError("once more"))
     assert (await supervisor.start_child("a", nursery)).is_running
 
 
 async def test_a_successor_that_does_not_start_is_tried_again(
-    supervisor: Supervisor, nursery: Nursery, caplog: pytest.LogCaptureFixture
+    supervisor: Supervisor, nursery: Nursery, clock: JumpingClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = await supervisor.start_child("a", nursery)
     nursery.failures = [ValueError("no disk"), ValueError("no disk")]
     first.crash(ValueError("enough"))
-    await turns()
+    await clock.advance_ms(1_000)
     assert supervisor.child("a") is nursery.made[3]
     assert "does not start" in caplog.text
 
 
-async def test_a_successor_that_never_starts_is_given_up_and_its_callers_are_told(
-    supervisor: Supervisor, nursery: Nursery
+async def test_a_successor_that_never_starts_is_given_up(
+    supervisor: Supervisor, nursery: Nursery, clock: JumpingClock
 ) -> None:
     first = await supervisor.start_child("a", nursery)
-    nursery.failures = [ValueError("no disk")] * 4
+    nursery.failures = [ValueError("no disk")] * 10
+    first.crash(ValueError("enough"))
+    await clock.advance_ms(10_000)
+    assert supervisor.children() == []
+    assert len(nursery.made) == 4
+    assert supervisor.is_running
+
+
+async def test_a_caller_who_waits_for_a_successor_is_told_why_it_does_not_start(
+    supervisor: Supervisor, nursery: Nursery, clock: JumpingClock
+) -> None:
+    first = await supervisor.start_child("a", nursery)
+    nursery.failures = [ValueError("no disk")]
     nursery.start_gate.clear()
     first.crash(ValueError("enough"))
     await turns()
@@ -281,9 +302,97 @@ async def test_a_successor_that_never_starts_is_given_up_and_its_callers_are_tol
     nursery.start_gate.set()
     with pytest.raises(ValueError, match="no disk"):
         await caller
-    assert supervisor.children() == []
+    await clock.advance_ms(1_000)
+    assert supervisor.child("a") is nursery.made[2]
+
+
+async def test_the_first_restart_comes_at_once_and_the_pause_before_the_next_ones_doubles(
+    clock: JumpingClock,
+) -> None:
+    nursery = Nursery(clock)
+    async with Supervisor(max_restarts=100, restart_backoff_ms=200, clock=clock) as supervisor:
+        first = await supervisor.start_child("a", nursery)
+        nursery.failures = [ValueError("no disk")] * 10
+        first.crash(ValueError("enough"))
+        await clock.advance_ms(60_000)
+        pauses = [
+            round(after - before, 6)
+            for before, after in zip(nursery.made_at, nursery.made_at[1:], strict=False)
+        ]
+        assert pauses == [0, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10, 10, 10, 10]
+        assert supervisor.child("a") is nursery.made[-1]
+        assert clock.timers == 0
+
+
+async def test_a_crash_soon_after_the_restart_has_a_longer_pause_and_a_late_one_has_none(
+    supervisor: Supervisor, nursery: Nursery, clock: JumpingClock
+) -> None:
+    await supervisor.start_child("a", nursery)
+
+    async def restart_after_ms(milliseconds: float) -> float:
+        await clock.advance_ms(milliseconds)
+        crashed_at, count = clock.monotonic(), len(nursery.made)
+        nursery.made[-1].crash(ValueError("enough"))
+        await turns()
+        while len(nursery.made) == count:
+            await clock.jump()
+        return round(nursery.made_at[-1] - crashed_at, 6)
+
+    assert [await restart_after_ms(lived) for lived in (0, 1_000, 4_000, 4_999)] == [0, 0.1, 0.2, 0.4]
+    assert [await restart_after_ms(lived) for lived in (5_000, 1_000)] == [0, 0.1]
+
+
+@pytest.mark.parametrize("retryable", [True, False])
+async def test_a_successor_is_tried_for_as_long_as_its_error_says_that_it_helps(
+    supervisor: Supervisor, nursery: Nursery, clock: JumpingClock, retryable: bool
+) -> None:
+    error = StoreUnavailable("failing over") if retryable else StoreError("damaged")
+    first = await supervisor.start_child("a", nursery)
+    nursery.failures = [error] * 50
+    first.crash(ValueError("enough"))
+    await clock.advance_ms(600_000)
+    assert (supervisor.child("a") is nursery.made[-1]) == retryable
+    assert len(nursery.made) == (52 if retryable else 4)
+
+
+async def test_a_child_that_is_asked_for_while_it_pauses_is_started_at_once(
+    supervisor: Supervisor, nursery: Nursery, clock: JumpingClock
+) -> None:
+    first = await supervisor.start_child("a", nursery)
+    nursery.failures = [ValueError("no disk"), ValueError("still none")]
+    first.crash(ValueError("enough"))
+    await turns()
+    assert clock.timers == 1
+    with pytest.raises(ValueError, match="still none"):
+        await supervisor.start_child("a", nursery)
+    assert clock.timers == 1
+    assert (await supervisor.start_child("a", nursery)).is_running
+    assert clock.timers == 0
+    assert clock.monotonic() == 0
     assert len(nursery.made) == 4
-    assert supervisor.is_running
+
+
+@pytest.mark.parametrize("end", ["stop_child", "stop", "crash"])
+async def test_a_child_that_is_ended_while_it_pauses_has_no_successor(
+    nursery: Nursery, clock: JumpingClock, end: str
+) -> None:
+    supervisor = await Supervisor(clock=clock).start()
+    first = await supervisor.start_child("a", nursery)
+    nursery.failures = [ValueError("no disk")]
+    first.crash(ValueError("enough"))
+    await turns()
+    assert clock.timers == 1
+    if end == "stop_child":
+        await supervisor.stop_child("a")
+    elif end == "crash":
+        supervisor.crash(ValueError("enough"))
+    else:
+        await supervisor.stop()
+    assert clock.timers == 0
+    await clock.advance_ms(60_000)
+    assert len(nursery.made) == 2
+    assert supervisor.children() == []
+    await supervisor.stop()
 
 
 async def test_a_supervisor_without_restarts_gives_up_at_once(nursery: Nursery) -> None:
@@ -436,6 +545,32 @@ async def test_a_supervisor_stops_its_children_the_youngest_first() -> None:
             await supervisor.start_child(key, named(key))
     assert order == ["c", "b", "a"]
     assert supervisor.children() == []
+
+
+async def test_a_supervisor_of_many_stops_them_side_by_side_and_gives_way_meanwhile() -> None:
+    turn = 0
+    stops: list[int] = []
+    gate = asyncio.Event()
+
+    class Slow(Actor):
+        async def on_stop(self) -> None:
+            stops.append(turn)
+            await gate.wait()
+
+    async def count_turns() -> None:
+        nonlocal turn
+        while len(stops) < 500:
+            turn += 1
+            await asyncio.sleep(0)
+        gate.set()
+
+    supervisor = await Supervisor().start()
+    for number in range(500):
+        await supervisor.start_child(str(number), Slow)
+    counting = asyncio.ensure_future(count_turns())
+    await supervisor.stop()
+    await counting
+    assert max(Counter(stops).values()) <= 64
 
 
 async def test_a_child_that_cannot_close_does_not_keep_the_others_open(nursery: Nursery) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -15,9 +16,12 @@ from asm_runtime.errors import (
     Draining,
     RunFailed,
     SessionNotFound,
+    StoreUnavailable,
     ValidationError,
 )
 from asm_runtime.ports import SessionStore
+from asm_runtime.testing import JumpingClock
+from tests.runtime.faulty import FaultyStore
 from tests.runtime.support import terminal_events, types_of, until
 
 OPTS = {"agent_id": "tester"}
@@ -109,6 +113,27 @@ async def test_one_sessions_crashes_touch_no_other(store: SessionStore) -> None:
         assert supervisor.whereis(calm.session_id) is calm
         gate.open()
         await calm.await_run(run_id)
+
+
+async def test_a_server_that_crashes_in_an_outage_has_a_successor_when_that_is_over(
+    store: SessionStore,
+) -> None:
+    clock = JumpingClock()
+    faulty: Any = FaultyStore(store)
+    async with SessionSupervisor(store=faulty, adapter=ScriptedAdapter(), clock=clock) as supervisor:
+        server = await supervisor.start_session(session_opts=OPTS)
+        faulty.failing["get_session"] = StoreUnavailable("failing over")
+        server.crash(RuntimeError("for the test"))
+        for _ in range(20):
+            with pytest.raises(StoreUnavailable):
+                await supervisor.start_session(session_id=server.session_id)
+            await clock.advance_ms(10_000)
+        faulty.heal()
+        await clock.advance_ms(10_000)
+        await until(lambda: supervisor.whereis(server.session_id))
+        successor = supervisor.whereis(server.session_id)
+        assert successor is not None
+        await successor.execute_run({})
 
 
 async def test_draining_all_drains_every_server(store: SessionStore) -> None:

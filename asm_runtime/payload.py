@@ -7,8 +7,10 @@ string) is refused instead, so that what was stored reads back equal, in every s
 
 from __future__ import annotations
 
+import reprlib
+from collections.abc import Iterable
 from math import isfinite
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import msgspec
 
@@ -21,6 +23,19 @@ JsonObject: TypeAlias = dict[str, Any]
 
 MAX_DEPTH = 100
 """How many objects and lists may stand inside one another, the outermost included."""
+
+MAX_VALUES = 2**21
+CONTAINER_VALUES = 8
+"""How many values a payload may hold; an object or list counts as these, and what it holds.
+
+Only a payload that holds the same object again and again gets there. JSON has no references: with each
+level of nesting such a thing doubles, or worse. A list of two million numbers is stored.
+"""
+
+MAX_LOSSY_VALUES = 10_000
+MAX_LOSSY_CHARACTERS = 2**20
+MAX_LOSSY_TEXT = 2**18
+"""How much a lossy copy holds: so many values, so many characters in all and in one text."""
 
 MIN_INT, MAX_INT = -(2**63), 2**63 - 1
 
@@ -52,18 +67,19 @@ def canonical_object(value: Any, name: str) -> JsonObject:
 def canonical(value: Any, name: str) -> Any:
     """Like `canonical_object`, for any JSON value."""
     try:
-        return _copy(value, 1)
+        return _copy(value, 1, [MAX_VALUES])
     except _RefusedError as refused:
         path = name + "".join(reversed(refused.path))
         raise ValidationError(f"{path} {refused.why}", details={"path": path}) from None
 
 
 def lossy(value: Any) -> Any:
-    """A JSON value that says as much of `value` as JSON can carry. Never raises.
+    """A JSON value that says as much of `value` as JSON and a row can carry. Never raises.
 
-    For facts gathered while something fails: an error's details must not be the next failure.
+    For facts gathered while something fails: an error's details must not be the next failure. An
+    ellipsis stands for what is too much.
     """
-    return _lossy(value, 1)
+    return _Lossy().copy(value, 1)
 
 
 class _RefusedError(Exception):
@@ -74,12 +90,13 @@ class _RefusedError(Exception):
         self.path: list[str] = []
 
 
-def _copy(value: Any, depth: int) -> Any:
+def _copy(value: Any, depth: int, left: list[int]) -> Any:
+    """Copy a value that stands `depth` containers deep; `left[0]` more values may follow in the whole."""
     kind: type[Any] = type(value)  # pyright: ignore[reportUnknownVariableType]
     if kind is str:
         return value if value.isascii() else _checked_text(value)
     if kind is dict:
-        return _copied_dict(value, depth)
+        return _copied_dict(value, depth, left)
     if value is None or kind is bool:
         return value
     if kind is int:
@@ -87,13 +104,14 @@ def _copy(value: Any, depth: int) -> Any:
     if kind is float:
         return _checked_float(value)
     if kind is list or kind is tuple:
-        return _copied_list(value, depth)
-    return _copied_subclass(value, depth)
+        return _copied_list(value, depth, left)
+    return _copied_subclass(value, depth, left)
 
 
-def _copied_dict(value: dict[Any, Any], depth: int) -> JsonObject:
-    if depth > MAX_DEPTH:
-        raise _RefusedError(f"is nested deeper than {MAX_DEPTH}")
+def _copied_dict(value: dict[Any, Any], depth: int, left: list[int]) -> JsonObject:
+    left[0] -= len(value) + CONTAINER_VALUES
+    if depth > MAX_DEPTH or left[0] < 0:
+        raise _endless(depth)
     copy: JsonObject = {}
     for key, item in value.items():
         if type(key) is not str:
@@ -106,27 +124,28 @@ def _copied_dict(value: dict[Any, Any], depth: int) -> JsonObject:
             copy[key] = item
             continue
         try:
-            copy[key] = _copy(item, depth + 1)
+            copy[key] = _copy(item, depth + 1, left)
         except _RefusedError as refused:
             refused.path.append(f".{key}" if key.isidentifier() else f"[{key!r:.60}]")
             raise
     return copy
 
 
-def _copied_list(value: list[Any] | tuple[Any, ...], depth: int) -> list[Any]:
-    if depth > MAX_DEPTH:
-        raise _RefusedError(f"is nested deeper than {MAX_DEPTH}")
+def _copied_list(value: list[Any] | tuple[Any, ...], depth: int, left: list[int]) -> list[Any]:
+    left[0] -= len(value) + CONTAINER_VALUES
+    if depth > MAX_DEPTH or left[0] < 0:
+        raise _endless(depth)
     copy: list[Any] = []
     for index, item in enumerate(value):
         try:
-            copy.append(_copy(item, depth + 1))
+            copy.append(_copy(item, depth + 1, left))
         except _RefusedError as refused:
             refused.path.append(f"[{index}]")
             raise
     return copy
 
 
-def _copied_subclass(value: Any, depth: int) -> Any:
+def _copied_subclass(value: Any, depth: int, left: list[int]) -> Any:
     if isinstance(value, str):
         return _checked_text(str.__str__(value))
     if isinstance(value, int):
@@ -134,10 +153,16 @@ def _copied_subclass(value: Any, depth: int) -> Any:
     if isinstance(value, float):
         return _checked_float(float.__float__(value))
     if isinstance(value, dict):
-        return _copied_dict(value, depth)  # pyright: ignore[reportUnknownArgumentType]
+        return _copied_dict(value, depth, left)  # pyright: ignore[reportUnknownArgumentType]
     if isinstance(value, list | tuple):
-        return _copied_list(value, depth)  # pyright: ignore[reportUnknownArgumentType]
+        return _copied_list(value, depth, left)  # pyright: ignore[reportUnknownArgumentType]
     raise _RefusedError(f"is {_described(value)}, which JSON cannot carry")
+
+
+def _endless(depth: int) -> _RefusedError:
+    if depth > MAX_DEPTH:
+        return _RefusedError(f"is nested deeper than {MAX_DEPTH}")
+    return _RefusedError(f"belongs to more than {MAX_VALUES} values; does it hold the same again and again?")
 
 
 def _checked_text(text: str) -> str:
@@ -170,22 +195,62 @@ def _described(value: object) -> str:
     return f"a {type(value).__name__}"
 
 
-def _lossy(value: Any, depth: int) -> Any:
-    if depth > MAX_DEPTH:
-        return "…"
-    if isinstance(value, dict):
-        return {_lossy_text(key): _lossy(item, depth + 1) for key, item in value.items()}  # pyright: ignore
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_lossy(item, depth + 1) for item in value]  # pyright: ignore
-    try:
-        return _copy(value, depth)
-    except _RefusedError:
-        return _lossy_text(value)
+_repr = reprlib.Repr()  # of a container it shows the beginning: a whole one may be endless
+_repr.maxlevel = 2
+_repr.maxother = _repr.maxstring = 1_000
 
 
-def _lossy_text(value: object) -> str:
-    try:
-        text = str.__str__(value) if isinstance(value, str) else repr(value)
-    except Exception:  # a __repr__ that raises must not hide the failure being described
-        text = f"<{type(value).__name__}>"
-    return text.encode("utf-8", "backslashreplace").decode()
+class _Lossy:
+    """One lossy copy, and what it may still take."""
+
+    def __init__(self) -> None:
+        self._values = MAX_LOSSY_VALUES
+        self._characters = MAX_LOSSY_CHARACTERS
+
+    def copy(self, value: Any, depth: int) -> Any:
+        self._values -= 1
+        if depth > MAX_DEPTH or self._is_spent:
+            return "…"
+        try:
+            if isinstance(value, dict):
+                return self._dict(value, depth)  # pyright: ignore[reportUnknownArgumentType]
+            if isinstance(value, list | tuple | set | frozenset):
+                return self._list(value, depth)  # pyright: ignore[reportUnknownArgumentType]
+            if isinstance(value, str):
+                return self._text(value)
+            return _copy(value, depth, [0])  # a number, True, False, None
+        except Exception:  # also one that an odd container raises when it is read
+            return self._text(cast(object, value))
+
+    def _dict(self, value: dict[Any, Any], depth: int) -> JsonObject:
+        copy: JsonObject = {}
+        for key, item in value.items():
+            if self._is_spent:
+                copy["…"] = "…"
+                break
+            name = self._text(key)
+            copy[name] = self.copy(item, depth + 1)
+        return copy
+
+    def _list(self, value: Iterable[Any], depth: int) -> list[Any]:
+        copy: list[Any] = []
+        for item in value:
+            copy.append(self.copy(item, depth + 1))
+            if self._is_spent:
+                break
+        return copy
+
+    @property
+    def _is_spent(self) -> bool:
+        return self._values <= 0 or self._characters <= 0
+
+    def _text(self, value: object) -> str:
+        try:
+            text = str.__str__(value) if isinstance(value, str) else _repr.repr(value)
+        except Exception:  # a __repr__ that raises must not hide the failure being described
+            text = f"<{type(value).__name__}>"
+        room = max(0, min(self._characters, MAX_LOSSY_TEXT))
+        if len(text) > room:
+            text = text[:room] + "…"
+        self._characters -= len(text)
+        return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()

@@ -3,9 +3,10 @@ from __future__ import annotations
 import enum
 import json
 import math
-from collections import OrderedDict, UserDict
+from collections import OrderedDict, UserDict, deque
 from datetime import UTC, datetime
 from decimal import Decimal
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asm_runtime.errors import ValidationError
-from asm_runtime.payload import MAX_DEPTH, canonical, canonical_object, decode, encode, lossy
+from asm_runtime.payload import MAX_DEPTH, JsonObject, canonical, canonical_object, decode, encode, lossy
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 integers = st.integers(-(2**63), 2**63 - 1)
@@ -237,3 +238,75 @@ def test_lossy_cuts_what_is_nested_too_deep_or_contains_itself() -> None:
     loop.append(loop)
     for value in (loop, nested(MAX_DEPTH + 50)):
         canonical(lossy(value), "details")
+
+
+def doubled(depth: int) -> Any:
+    """JSON would write what is inside 2**depth times."""
+    value: Any = {"x": 1}
+    for _ in range(depth):
+        value = {"a": value, "b": [value]}
+    return value
+
+
+def itself_twice() -> Any:
+    value: JsonObject = {}
+    value["a"] = value["b"] = value
+    return value
+
+
+def hundredfold() -> Any:
+    value: Any = [1] * 100
+    for _ in range(40):
+        value = [value] * 100
+    return value
+
+
+ENDLESS = [doubled(40), itself_twice(), hundredfold(), list(range(100_000)), {"x": "y" * 10_000_000}]
+
+
+@pytest.mark.parametrize("number", range(len(ENDLESS)))
+def test_lossy_cuts_what_is_too_much(number: int) -> None:
+    copy = lossy(ENDLESS[number])
+    assert len(encode(copy)) < 2_000_000
+    canonical(copy, "details")
+
+
+@pytest.mark.parametrize(
+    "value", [deque([hundredfold()] * 9), bytes(10_000_000), SimpleNamespace(x=[1] * 10**6)]
+)
+def test_lossy_shows_the_beginning_of_what_is_no_json(value: Any) -> None:
+    assert len(lossy(value)) < 2_000
+
+
+class Unreadable(dict[str, Any]):
+    def items(self) -> Any:
+        raise RuntimeError("no items")
+
+
+class Uncountable(list[Any]):
+    def __iter__(self) -> Any:
+        raise RuntimeError("no iterator")
+
+
+@pytest.mark.parametrize("value", [Unreadable(x=1), Uncountable([1])])
+def test_lossy_makes_json_of_what_cannot_be_read(value: Any) -> None:
+    canonical(lossy({"x": value, "y": 1}), "details")
+    assert lossy({"x": value, "y": 1})["y"] == 1
+
+
+def test_lossy_keeps_the_names_of_what_it_cuts() -> None:
+    copy = lossy({"code": "c", "message": "m" * 10_000_000, "details": {"a": 1}, "retryable": True})
+    assert list(copy) == ["code", "message", "details", "retryable"]
+    assert (copy["code"], copy["details"], copy["retryable"]) == ("c", {"a": 1}, True)
+
+
+@pytest.mark.parametrize("make", [lambda: doubled(60), hundredfold, lambda: [hundredfold()]])
+def test_what_holds_the_same_thing_again_and_again_is_refused(make: Any) -> None:
+    with pytest.raises(ValidationError, match=r"again and again|deeper than"):
+        canonical(make(), "data")
+
+
+def test_a_long_list_is_stored() -> None:
+    assert canonical([0.5] * 1_000_000, "output") == [0.5] * 1_000_000
+    rows = [{"id": number, "name": "x", "score": 0.5} for number in range(100_000)]
+    assert canonical(rows, "output") == rows

@@ -11,44 +11,48 @@ __all__ = ["Head", "Lines", "Tail"]
 
 
 class Lines:
-    """Cuts a stream of chunks into lines.
+    """Cuts a stream of chunks into pieces of whole lines, which joined are the stream again.
 
-    A line ends with LF or CRLF, which do not belong to it. One that is longer than `max_line_bytes`
-    comes in pieces, none of which splits a character.
+    A piece has at most `max_bytes`. Only a line that is longer is cut, and no character is.
     """
 
-    def __init__(self, max_line_bytes: int) -> None:
-        self._max_line_bytes = max_line_bytes
-        self._begun = b""
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._waiting = b""
+
+    @property
+    def has_lines(self) -> bool:
+        """Whether a line waits that has its end."""
+        return b"\n" in self._waiting
 
     def feed(self, chunk: bytes) -> list[str]:
-        """The lines that this chunk completes."""
-        *ended, begun = (self._begun + chunk).split(b"\n")
-        lines: list[str] = []
-        for line in ended:
-            pieces, rest = self._cut(line.removesuffix(b"\r"))
-            lines += pieces
-            lines.append(_text(rest))
-        pieces, self._begun = self._cut(begun)
-        return lines + pieces
+        """Take this in; returns the pieces that are full."""
+        waiting = self._waiting + chunk
+        pieces: list[str] = []
+        place = 0
+        while len(waiting) - place > self._max_bytes:
+            end = waiting.rfind(b"\n", place, place + self._max_bytes) + 1
+            if end == 0:
+                end = _end_of_character(waiting, place + self._max_bytes)
+            pieces.append(_text(waiting[place:end]))
+            place = end
+        self._waiting = waiting[place:]
+        return pieces
 
-    def end(self, *, cut_short: bool = False) -> list[str]:
-        """What is left behind the last line's end; nothing if there is nothing.
+    def take(self) -> str:
+        """The lines that wait, without one that has not ended."""
+        end = self._waiting.rfind(b"\n") + 1
+        lines, self._waiting = self._waiting[:end], self._waiting[end:]
+        return _text(lines)
+
+    def end(self, *, cut_short: bool = False) -> str:
+        """All that waits, at the end of the stream.
 
         Args:
             cut_short: The stream goes on, unread: half a character at the end is left out.
         """
-        rest = _text(self._begun, cut_short=cut_short)
-        self._begun = b""
-        return [rest] if rest else []
-
-    def _cut(self, line: bytes) -> tuple[list[str], bytes]:
-        pieces: list[str] = []
-        while len(line) > self._max_line_bytes:
-            size = _end_of_character(line, self._max_line_bytes)
-            pieces.append(_text(line[:size]))
-            line = line[size:]
-        return pieces, line
+        rest, self._waiting = self._waiting, b""
+        return _text(rest, cut_short=cut_short)
 
 
 class Head:

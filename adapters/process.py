@@ -130,6 +130,7 @@ class ProcessGroup:
         self._stopping = False
         self._exited = False
         self._drained = False
+        self._timed_out = False
         self._wake: asyncio.Future[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -182,18 +183,29 @@ class ProcessGroup:
         if await self._bury() or cancelled:
             raise asyncio.CancelledError
 
-    async def read(self) -> tuple[Stream, bytes] | None:
+    async def read(self, *, timeout_ms: float | None = None) -> tuple[Stream, bytes] | None:
         """What was written next; None once the process has exited and the output is at its end.
 
         Nothing is read ahead: a caller that does not read slows the process down. Costs a turn of the
         loop each time, so that no torrent of output keeps others from running.
+
+        Raises:
+            TimeoutError: There was nothing for `timeout_ms`. Nothing is lost.
         """
-        while not self._pieces:
-            if self._is_over():
-                return None
-            await self._next_change()
-            self._collect()
-        return self._pieces.popleft()
+        timer = None if timeout_ms is None else self._clock.call_later(timeout_ms / 1000, self._on_timeout)
+        self._timed_out = False
+        try:
+            while not self._pieces:
+                if self._is_over():
+                    return None
+                if self._timed_out:
+                    raise TimeoutError
+                await self._next_change()
+                self._collect()
+            return self._pieces.popleft()
+        finally:
+            if timer is not None:
+                timer.cancel()
 
     def stop(self) -> bool:
         """Ask everybody to go: SIGINT now, SIGTERM and SIGKILL to who stays. Plain, idempotent.
@@ -298,6 +310,10 @@ class ProcessGroup:
     def _on_drained(self) -> None:
         self._drained = True
         self._order(shim.KILL if self._stopping else shim.END)
+        self._woken()
+
+    def _on_timeout(self) -> None:
+        self._timed_out = True
         self._woken()
 
     def _on_readable(self, pipe: int) -> None:

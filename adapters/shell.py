@@ -1,4 +1,4 @@
-"""Commands of the operating system as runs: one command a run, its output as events, line by line."""
+"""Commands of the operating system as runs: one command a run, its output as events, by lines."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ __all__ = ["INHERITED_ENV", "ShellAdapter"]
 INHERITED_ENV = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_*", "TZ", "TERM", "TMPDIR")
 """What commands see of this process's environment, unless told otherwise: no tokens, no keys."""
 
-_LINES_A_TURN = 256
-"""Lines reported before others get a turn of the loop: an `emit` that has room does not suspend."""
+_EVENTS_A_TURN = 256
+"""Events reported before others get a turn of the loop: an `emit` that has room does not suspend."""
 
 
 class ShellAdapter:
@@ -54,7 +54,7 @@ class ShellAdapter:
     may have `cwd`, `env` (added to the adapter's), `timeout_ms` (None: no limit) and `stdin` (a text);
     the first three may also stand in `adapter_opts`, over which the input wins.
 
-    Events: `run_started` (command, cwd, pid), `tool_call_started`, each line of stdout and stderr as
+    Events: `run_started` (command, cwd, pid), `tool_call_started`, the lines of stdout and stderr as
     `message_streamed` (`stream` says which), `tool_call_completed` or `tool_call_failed`. A run
     completes if the exit code is among `success_exit_codes`; else it fails with `ProviderError`, whose
     details have `exit_code`, `signal` and the end of stderr.
@@ -71,7 +71,9 @@ class ShellAdapter:
             stopped, and the run fails with `ProviderTimeout`.
         max_output_bytes: How much of stdout, and of stderr, is streamed and kept, ≥ 1. A command that
             writes more goes on; the rest is dropped and `truncated` says so.
-        max_line_bytes: A longer line comes in pieces, ≥ 4.
+        max_line_bytes: What one event holds at most, ≥ 4. A longer line comes in pieces.
+        delta_flush_ms: Lines that come within this time of the last event of their stream are reported
+            together, when it is over, ≥ 0.
         stderr_tail_bytes: How much of the end of stderr the result or the error has, ≥ 1.
         stderr_tail_lines: Likewise, in lines, ≥ 1.
         allowed_commands: Names or paths of the only programs that may run; None: all.
@@ -99,6 +101,7 @@ class ShellAdapter:
         timeout_ms: int | None = None,
         max_output_bytes: int = 1_048_576,
         max_line_bytes: int = 65_536,
+        delta_flush_ms: int = 50,
         stderr_tail_bytes: int = 16_384,
         stderr_tail_lines: int = 200,
         allowed_commands: Iterable[str] | None = None,
@@ -119,10 +122,13 @@ class ShellAdapter:
         self._inherit_env = texts("inherit_env", inherit_env)
         self._shell = text("shell", shell)
         self._timeout_ms: int | None = options.integer("timeout_ms", timeout_ms, minimum=1, optional=True)
-        self._max_output_bytes: int = options.integer("max_output_bytes", max_output_bytes, minimum=1)
-        self._max_line_bytes: int = options.integer("max_line_bytes", max_line_bytes, minimum=4)
-        self._tail_bytes: int = options.integer("stderr_tail_bytes", stderr_tail_bytes, minimum=1)
-        self._tail_lines: int = options.integer("stderr_tail_lines", stderr_tail_lines, minimum=1)
+        self._bounds: dict[str, int] = {
+            "flush_ms": options.integer("delta_flush_ms", delta_flush_ms, minimum=0),
+            "max_bytes": options.integer("max_output_bytes", max_output_bytes, minimum=1),
+            "max_event_bytes": options.integer("max_line_bytes", max_line_bytes, minimum=4),
+            "tail_bytes": options.integer("stderr_tail_bytes", stderr_tail_bytes, minimum=1),
+            "tail_lines": options.integer("stderr_tail_lines", stderr_tail_lines, minimum=1),
+        }
         self._lists: JsonObject = {}
         if allowed_commands is not None:
             self._lists["allowed_commands"] = texts("allowed_commands", allowed_commands)
@@ -190,7 +196,7 @@ class ShellAdapter:
         env = self._inherited() | self._env | command.env
         launch, cwd = await on_a_thread(self._prepared, command, env["PATH"])
         call: JsonObject = {"tool_call_id": new_id("call_"), "tool_name": "shell"}
-        output = _Output(self._max_output_bytes, self._max_line_bytes, self._tail_bytes, self._tail_lines)
+        output = _Output(emit, self._clock, **self._bounds)
         began = self._clock.monotonic()
         async with ProcessGroup(
             launch.argv,
@@ -204,7 +210,7 @@ class ShellAdapter:
             with execution.of(process, self._clock):
                 await emit(EventType.RUN_STARTED, {**command.shown, "cwd": cwd, "pid": process.pid})
                 await emit(EventType.TOOL_CALL_STARTED, {**call, "tool_input": {**command.shown, "cwd": cwd}})
-                await output.report(process, emit)
+                await output.report(process)
         facts: JsonObject = {
             **_exit_facts(process.returncode),
             "duration_ms": round((self._clock.monotonic() - began) * 1000),
@@ -309,27 +315,63 @@ class _Execution:
 class _Output:
     """What a command wrote: reported while it runs, kept for the result."""
 
-    def __init__(self, max_bytes: int, max_line_bytes: int, tail_bytes: int, tail_lines: int) -> None:
+    def __init__(
+        self,
+        emit: Emit,
+        clock: Clock,
+        *,
+        flush_ms: int,
+        max_bytes: int,
+        max_event_bytes: int,
+        tail_bytes: int,
+        tail_lines: int,
+    ) -> None:
+        self._emit = emit
+        self._clock = clock
+        self._flush_s = flush_ms / 1000
         self._heads = {stream: Head(max_bytes) for stream in Stream}
-        self._lines = {stream: Lines(max_line_bytes) for stream in Stream}
+        self._lines = {stream: Lines(max_event_bytes) for stream in Stream}
+        self._due = dict.fromkeys(Stream, clock.monotonic())  # from then on, lines are reported at once
         self._tail = Tail(tail_bytes, tail_lines)
+        self._reported = 0
 
-    async def report(self, process: ProcessGroup, emit: Emit) -> None:
-        """Report every line until the output is at its end, or at the limit; what follows is dropped."""
-        reported = 0
-        while (piece := await process.read()) is not None:
-            stream, data = piece
-            if stream is Stream.STDERR:
-                self._tail.feed(data)
-            kept = self._heads[stream].feed(data)
-            for line in self._lines[stream].feed(kept) if kept else ():
-                await _report_line(line, stream, emit)
-                reported += 1
-                if reported % _LINES_A_TURN == 0:
-                    await asyncio.sleep(0)
+    async def report(self, process: ProcessGroup) -> None:
+        """Report all until the output is at its end, or at the limit; what follows is dropped."""
+        while True:
+            waiting = [self._due[stream] for stream in Stream if self._lines[stream].has_lines]
+            left_ms = max(min(waiting) - self._clock.monotonic(), 0) * 1000 if waiting else None
+            try:
+                piece = await process.read(timeout_ms=left_ms)
+            except TimeoutError:
+                pass
+            else:
+                if piece is None:
+                    break
+                await self._take(*piece)
+            for stream in Stream:
+                if self._lines[stream].has_lines and self._clock.monotonic() >= self._due[stream]:
+                    await self._report(stream, self._lines[stream].take())
         for stream in Stream:
-            for line in self._lines[stream].end(cut_short=self._heads[stream].truncated):
-                await _report_line(line, stream, emit)
+            rest = self._lines[stream].end(cut_short=self._heads[stream].truncated)
+            if rest:
+                await self._report(stream, rest)
+
+    async def _take(self, stream: Stream, data: bytes) -> None:
+        if stream is Stream.STDERR:
+            self._tail.feed(data)
+        kept = self._heads[stream].feed(data)
+        for piece in self._lines[stream].feed(kept) if kept else ():
+            await self._report(stream, piece)
+
+    async def _report(self, stream: Stream, text: str) -> None:
+        # The deltas, joined, are the output, to the byte.
+        content = text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
+        data = {"content": content, "delta": text, "stream": stream.value}
+        await self._emit(EventType.MESSAGE_STREAMED, data)
+        self._due[stream] = self._clock.monotonic() + self._flush_s
+        self._reported += 1
+        if self._reported % _EVENTS_A_TURN == 0:
+            await asyncio.sleep(0)
 
     @property
     def truncated(self) -> bool:
@@ -343,12 +385,6 @@ class _Output:
     def stderr_tail(self) -> str:
         """The end of stderr."""
         return self._tail.text()
-
-
-async def _report_line(line: str, stream: Stream, emit: Emit) -> None:
-    # The deltas, joined, are the output: whoever replays them gets lines, not one long word.
-    data = {"content": line, "delta": f"{line}\n", "stream": stream.value}
-    await emit(EventType.MESSAGE_STREAMED, data)
 
 
 def _exit_facts(returncode: int | None) -> JsonObject:

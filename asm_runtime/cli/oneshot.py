@@ -187,17 +187,20 @@ class _Transcript:
 
     def __init__(self) -> None:
         self._output, self._errors = Output(sys.stdout), Output(sys.stderr)
-        self._in_line = False
+        self._in_line: Output | None = None
 
     async def show(self, events: list[Event]) -> None:
         streamed = (event.data for event in events if event.type is EventType.MESSAGE_STREAMED)
         for stream, pieces in groupby(streamed, key=lambda data: data.get("stream")):
-            end = "" if stream is None else "\n"
-            text = "".join(f"{piece.get('content', '')}{end}" for piece in pieces)
-            await (self._errors if stream == "stderr" else self._output).text(text)
-            self._in_line = not text.endswith("\n")
+            output = self._errors if stream == "stderr" else self._output
+            if self._in_line not in (None, output):
+                await self.end()
+            text = "".join(str(piece.get("delta", piece.get("content", ""))) for piece in pieces)
+            await output.text(text)
+            self._in_line = None if text.endswith("\n") else output
 
     async def end(self) -> None:
         """End the line that a streamed text left open."""
-        if self._in_line:
-            await self._output.text("\n")
+        if self._in_line is not None:
+            await self._in_line.text("\n")
+            self._in_line = None

@@ -50,9 +50,13 @@ class Recording:
     def data_of(self, type: EventType) -> list[JsonObject]:
         return [data for kind, data in self.events if kind == type]
 
-    def lines(self, stream: str | None = None) -> list[str]:
+    def written(self, stream: str | None = None) -> str:
+        """All that was streamed."""
         streamed = self.data_of(EventType.MESSAGE_STREAMED)
-        return [data["content"] for data in streamed if stream in (None, data.get("stream"))]
+        return "".join(data["delta"] for data in streamed if stream in (None, data["stream"]))
+
+    def lines(self, stream: str | None = None) -> list[str]:
+        return self.written(stream).removesuffix("\n").split("\n")
 
     async def _emit(
         self,

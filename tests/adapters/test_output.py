@@ -7,48 +7,62 @@ from hypothesis import strategies as st
 from asm_runtime.adapters.output import Head, Lines, Tail
 
 
-def cut(data: bytes, *, sizes: int = 1, limit: int = 1000) -> list[str]:
+def cut(data: bytes, *, sizes: int = 1, limit: int = 1000, take: bool = False) -> list[str]:
+    """The pieces of a stream that comes in chunks; `take`: what waits is taken after each."""
     lines = Lines(limit)
-    chunks = [data[start : start + sizes] for start in range(0, len(data), sizes)]
-    return [line for chunk in chunks for line in lines.feed(chunk)] + lines.end()
+    pieces: list[str] = []
+    for start in range(0, len(data), sizes):
+        pieces += lines.feed(data[start : start + sizes])
+        if take and lines.has_lines:
+            pieces.append(lines.take())
+    return [*pieces, lines.end()]
 
 
-@given(st.text(alphabet="ab\n\r\0é€😀"), st.integers(1, 7))
-def test_lines_are_the_same_whatever_the_chunks(text: str, sizes: int) -> None:
-    expected = [line.removesuffix("\r") for line in text.split("\n")]
-    *ended, rest = expected if text.endswith("\n") or not text else [*expected[:-1], text.split("\n")[-1]]
-    assert cut(text.encode(), sizes=sizes) == [*ended, *([rest] if rest else [])]
+@given(
+    st.binary(max_size=60) | st.text(alphabet="a\n\r\0é€😀").map(str.encode),
+    st.integers(1, 9),
+    st.integers(4, 9),
+    st.booleans(),
+)
+def test_the_pieces_are_the_text_and_none_is_too_long(
+    data: bytes, sizes: int, limit: int, take: bool
+) -> None:
+    pieces = cut(data, sizes=sizes, limit=limit, take=take)
+    assert "".join(pieces) == data.decode(errors="replace")
+    assert all(len(piece) <= limit for piece in pieces)
 
 
-def test_a_last_line_without_its_end_is_a_line() -> None:
-    assert cut(b"one\ntwo") == ["one", "two"]
+@given(st.text(alphabet="a\n\ré€😀"), st.integers(1, 9), st.integers(4, 9), st.booleans())
+def test_lines_are_whole_unless_they_are_too_long(text: str, sizes: int, limit: int, take: bool) -> None:
+    *pieces, _ = cut(text.encode(), sizes=sizes, limit=limit, take=take)
+    for piece in pieces:
+        assert len(piece.encode()) <= limit
+        assert piece.endswith("\n") or len(piece.encode()) > limit - 4
 
 
-def test_empty_lines_are_lines() -> None:
-    assert cut(b"\n\n") == ["", ""]
+def test_lines_that_come_together_are_one_piece() -> None:
+    lines = Lines(100)
+    assert lines.feed(b"one\n\ntwo\nthr") == []
+    assert lines.has_lines
+    assert lines.take() == "one\n\ntwo\n"
+    assert not lines.has_lines
+    assert lines.take() == ""
+    assert lines.feed(b"ee\n") == []
+    assert lines.end() == "three\n"
 
 
-def test_bytes_that_are_no_text_are_replaced() -> None:
-    assert cut(b"a\xff\xfeb\nc\xed\xa0\x80") == ["a\ufffd\ufffdb", "c\ufffd\ufffd\ufffd"]
-
-
-def test_nul_is_carried() -> None:
-    assert cut(b"a\0b\n") == ["a\0b"]
+def test_as_many_lines_as_fit_are_one_piece() -> None:
+    lines = Lines(8)
+    assert lines.feed(b"12\n45\n78\n" * 2) == ["12\n45\n", "78\n12\n"]
+    assert lines.end() == "45\n78\n"
 
 
 def test_a_line_of_just_the_limit_comes_whole() -> None:
-    assert cut(b"12345678\n", limit=8, sizes=3) == ["12345678"]
+    assert cut(b"1234567\nx", limit=8, sizes=3) == ["1234567\n", "x"]
 
 
 def test_a_longer_line_comes_in_pieces() -> None:
-    assert cut(b"123456789\nx\n", limit=4, sizes=3) == ["1234", "5678", "9", "x"]
-
-
-@given(st.text(alphabet="aé€😀", max_size=40), st.integers(1, 9))
-def test_no_piece_splits_a_character_and_together_they_are_the_line(text: str, sizes: int) -> None:
-    pieces = cut(text.encode(), limit=4, sizes=sizes)
-    assert "".join(pieces) == text
-    assert all(len(piece.encode()) <= 4 for piece in pieces)
+    assert cut(b"123456789\nx\n", limit=4, sizes=3) == ["1234", "5678", "9\nx\n"]
 
 
 def test_a_long_line_that_is_no_text_is_cut_all_the_same() -> None:
@@ -58,8 +72,8 @@ def test_a_long_line_that_is_no_text_is_cut_all_the_same() -> None:
 def test_a_line_that_is_cut_short_loses_half_its_last_character() -> None:
     lines = Lines(100)
     assert lines.feed("ab€".encode()[:-1]) == []
-    assert lines.end(cut_short=True) == ["ab"]
-    assert lines.end() == []
+    assert lines.end(cut_short=True) == "ab"
+    assert lines.end() == ""
 
 
 @given(st.lists(st.binary(max_size=9)), st.integers(1, 30))

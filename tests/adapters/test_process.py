@@ -261,6 +261,26 @@ async def test_who_left_the_session_and_holds_the_output_is_not_waited_for(
     assert process.returncode == 0
 
 
+async def test_a_read_may_be_given_up_after_a_time_and_nothing_is_lost(
+    footprint: Footprint, tmp_path: Path
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    clock = JumpingClock()
+    async with shell(f"echo ready; cat {pipe}", footprint, clock=clock) as process:
+        await until_ready(process)
+        reading = asyncio.create_task(process.read(timeout_ms=100))
+        await clock.until_timers()
+        await clock.advance_ms(100)
+        with pytest.raises(TimeoutError):
+            await reading
+        await asyncio.to_thread(pipe.write_text, "late")
+        assert await process.read(timeout_ms=100) == (Stream.STDOUT, b"late")
+        assert await process.read() is None
+        assert await process.read(timeout_ms=0) is None
+    assert clock.timers == 0
+
+
 async def test_a_torrent_of_output_does_not_keep_the_loop_from_its_work(footprint: Footprint) -> None:
     turns = 0
 

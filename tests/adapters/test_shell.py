@@ -394,7 +394,7 @@ async def test_past_its_bound_output_is_dropped_and_the_command_goes_on(
     assert mark.exists()
     assert result.output["truncated"]
     assert result.output["content"] == ("0123456789\n" * 91)[:1_000]
-    assert recording.lines() == ["0123456789"] * 90 + ["0123456789"]
+    assert recording.written() == result.output["content"]
     assert recording.data_of(EventType.TOOL_CALL_COMPLETED)[0]["tool_output"]["truncated"]
 
 
@@ -405,7 +405,55 @@ async def test_a_hundred_thousand_lines_arrive_in_order(footprint: Footprint) ->
     assert not result.output["truncated"]
 
 
-async def test_many_lines_do_not_keep_the_loop_from_its_work(footprint: Footprint) -> None:
+@pytest.mark.parametrize(
+    "script", ["yes '' | head -c 1048576", "yes '' | head -c 1048576 | stdbuf -o0 cat >&2"]
+)
+async def test_a_flood_of_tiny_lines_is_few_events(footprint: Footprint, script: str) -> None:
+    clock = JumpingClock()  # no time passes, so that only the bytes count
+    recording = Recording({"command": script})
+    await recording.of(adapter(footprint, clock=clock))
+    assert recording.written() == "\n" * 1_048_576
+    assert len(recording.data_of(EventType.MESSAGE_STREAMED)) <= 2 + 1_048_576 // 65_536
+    assert clock.timers == 0
+
+
+async def test_the_first_line_comes_at_once_and_what_follows_soon_comes_together(
+    footprint: Footprint, tmp_path: Path
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    clock = JumpingClock()
+    recording = Recording(
+        {"command": f"echo one; cat {pipe}; echo out; echo two >&2; cat {pipe}; echo half >&2"}
+    )
+    running = recording.begin(adapter(footprint, clock=clock))
+    await recording.until(EventType.MESSAGE_STREAMED, "one")
+    await asyncio.to_thread(pipe.write_text, "2\n3\nh")
+    await recording.until(EventType.MESSAGE_STREAMED, "two")  # the first of its stream
+    assert recording.written("stdout") == "one\n"
+    await clock.until_timers()
+    await clock.advance_ms(49)
+    assert recording.written("stdout") == "one\n"
+    await clock.advance_ms(1)
+    assert (await recording.until(EventType.MESSAGE_STREAMED, "2"))["content"].startswith("2\n3")
+    await asyncio.to_thread(pipe.write_text, "alf\n")
+    await running
+    assert recording.written("stdout") == "one\n2\n3\nhout\nalf\n"
+    assert recording.written("stderr") == "two\nhalf\n"
+
+
+async def test_the_deltas_joined_are_the_output(footprint: Footprint) -> None:
+    script = "printf 'a\\r\\nb\\n\\n\\303\\n\\342\\202\\254\\377'; printf 'x\\r\\n' >&2"
+    recording = Recording({"command": script})
+    result = await recording.of(adapter(footprint))
+    assert recording.written("stdout") == result.output["content"] == "a\r\nb\n\n\ufffd\n€\ufffd"
+    assert recording.written("stderr") == result.output["stderr"] == "x\r\n"
+    assert recording.data_of(EventType.MESSAGE_STREAMED)[-1]["delta"] != ""
+    contents = {data["content"] for data in recording.data_of(EventType.MESSAGE_STREAMED)}
+    assert "x" in contents
+
+
+async def test_a_flood_does_not_keep_the_loop_from_its_work(footprint: Footprint) -> None:
     turns = 0
 
     def count() -> None:
@@ -414,15 +462,17 @@ async def test_many_lines_do_not_keep_the_loop_from_its_work(footprint: Footprin
         asyncio.get_running_loop().call_soon(count)
 
     count()
-    await Recording({"command": "seq 1 50000"}).of(adapter(footprint))
-    assert turns >= 50_000 / 256
+    recording = Recording({"command": "seq 1 50000"})
+    await recording.of(adapter(footprint, max_line_bytes=4))
+    assert turns >= len(recording.events) / 256 > 100
 
 
 async def test_a_long_line_comes_in_pieces(footprint: Footprint) -> None:
     recording = Recording({"command": "printf 123456789; echo; echo x"})
     result = await recording.of(adapter(footprint, max_line_bytes=4))
-    assert recording.lines() == ["1234", "5678", "9", "x"]
-    assert result.output["content"] == "123456789\nx\n"
+    contents = [data["content"] for data in recording.data_of(EventType.MESSAGE_STREAMED)]
+    assert contents in (["1234", "5678", "9\nx"], ["1234", "5678", "9", "x"])
+    assert recording.written() == result.output["content"] == "123456789\nx\n"
 
 
 async def test_binary_output_becomes_text_that_can_be_stored(footprint: Footprint) -> None:
@@ -538,6 +588,7 @@ def test_adapter_options_are_checked() -> None:
         {"timeout_ms": 0},
         {"max_output_bytes": 0},
         {"max_line_bytes": 3},
+        {"delta_flush_ms": -1},
         {"stderr_tail_bytes": 0},
         {"stderr_tail_lines": 0},
         {"allowed_commands": "ls"},

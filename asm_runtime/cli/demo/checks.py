@@ -141,7 +141,7 @@ def _output_of_last_attempts(log: list[Event]) -> dict[str, list[str]]:
         if event.type is EventType.RUN_STARTED:
             printed[str(event.run_id)] = []
         elif event.type is EventType.MESSAGE_STREAMED:
-            printed[str(event.run_id)].append(str(event.data["content"]))
+            printed[str(event.run_id)] += str(event.data["content"]).split("\n")
     return printed
 
 

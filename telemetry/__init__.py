@@ -8,6 +8,7 @@ docs/telemetry.md lists every span and metric.
 from __future__ import annotations
 
 from asm_runtime.telemetry.configure import ConfiguredTelemetry, configure
+from asm_runtime.telemetry.content import capture_content
 from asm_runtime.telemetry.instrumentation import install
 
-__all__ = ["ConfiguredTelemetry", "configure", "install"]
+__all__ = ["ConfiguredTelemetry", "capture_content", "configure", "install"]

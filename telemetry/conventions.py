@@ -22,6 +22,7 @@ __all__ = [
     "ASM_RUN_STATUS",
     "ASM_SESSION_ID",
     "ASM_TOOL_UNFINISHED",
+    "CAPTURE_CONTENT",
     "ERROR_TYPE",
     "EVENT_ABANDONED",
     "EVENT_EXCEPTION",
@@ -29,28 +30,34 @@ __all__ = [
     "EXCEPTION_MESSAGE",
     "EXCEPTION_TYPE",
     "GEN_AI_AGENT_ID",
+    "GEN_AI_AGENT_NAME",
     "GEN_AI_CONVERSATION_ID",
+    "GEN_AI_INPUT_MESSAGES",
     "GEN_AI_OPERATION_NAME",
+    "GEN_AI_OUTPUT_MESSAGES",
     "GEN_AI_PROVIDER_NAME",
     "GEN_AI_REQUEST_MODEL",
     "GEN_AI_RESPONSE_FINISH_REASONS",
     "GEN_AI_RESPONSE_MODEL",
     "GEN_AI_TOKEN_TYPE",
+    "GEN_AI_TOOL_CALL_ARGUMENTS",
     "GEN_AI_TOOL_CALL_ID",
+    "GEN_AI_TOOL_CALL_RESULT",
     "GEN_AI_TOOL_NAME",
-    "GEN_AI_USAGE_INPUT_TOKENS",
-    "GEN_AI_USAGE_OUTPUT_TOKENS",
+    "GEN_AI_USAGE",
     "METRIC_APPENDED_EVENTS",
     "METRIC_COMMIT_EVENTS",
     "METRIC_COMMIT_REQUESTS",
     "METRIC_IN_FLIGHT_RUNS",
     "METRIC_LATE_EVENTS",
+    "METRIC_OPERATION_DURATION",
     "METRIC_QUEUE_DEPTH",
     "METRIC_QUEUE_WAIT",
     "METRIC_RUN_DURATION",
     "METRIC_SUBSCRIPTION_LAG",
     "METRIC_TOKEN_USAGE",
     "METRIC_WAITERS",
+    "OPERATION_DURATION_BOUNDARIES",
     "OPERATION_EXECUTE_TOOL",
     "OPERATION_INVOKE_AGENT",
     "OTHER",
@@ -80,17 +87,35 @@ OPERATION_INVOKE_AGENT = "invoke_agent"
 OPERATION_EXECUTE_TOOL = "execute_tool"
 GEN_AI_PROVIDER_NAME = "gen_ai.provider.name"
 GEN_AI_AGENT_ID = "gen_ai.agent.id"
+GEN_AI_AGENT_NAME = "gen_ai.agent.name"
 GEN_AI_CONVERSATION_ID = "gen_ai.conversation.id"
 GEN_AI_REQUEST_MODEL = "gen_ai.request.model"
 GEN_AI_RESPONSE_MODEL = "gen_ai.response.model"
 GEN_AI_RESPONSE_FINISH_REASONS = "gen_ai.response.finish_reasons"
-GEN_AI_USAGE_INPUT_TOKENS = "gen_ai.usage.input_tokens"
-GEN_AI_USAGE_OUTPUT_TOKENS = "gen_ai.usage.output_tokens"
+GEN_AI_USAGE = {
+    "input_tokens": "gen_ai.usage.input_tokens",
+    "output_tokens": "gen_ai.usage.output_tokens",
+    "cache_read_tokens": "gen_ai.usage.cache_read.input_tokens",
+    "cache_creation_tokens": "gen_ai.usage.cache_creation.input_tokens",
+    "reasoning_tokens": "gen_ai.usage.reasoning.output_tokens",
+}
+"""The attributes, by the keys of `Run.token_usage`."""
 GEN_AI_TOOL_NAME = "gen_ai.tool.name"
 GEN_AI_TOOL_CALL_ID = "gen_ai.tool.call.id"
 GEN_AI_TOKEN_TYPE = "gen_ai.token.type"
+METRIC_OPERATION_DURATION = "gen_ai.client.operation.duration"
+OPERATION_DURATION_BOUNDARIES = tuple(0.01 * 2**power for power in range(14))
 METRIC_TOKEN_USAGE = "gen_ai.client.token.usage"
 TOKEN_USAGE_BOUNDARIES = tuple(4**power for power in range(14))
+
+# -- GenAI, content: only if it is asked for
+
+CAPTURE_CONTENT = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
+"""The environment variable. Source: opentelemetry-util-genai, which the instrumentations for Python share."""
+GEN_AI_INPUT_MESSAGES = "gen_ai.input.messages"
+GEN_AI_OUTPUT_MESSAGES = "gen_ai.output.messages"
+GEN_AI_TOOL_CALL_ARGUMENTS = "gen_ai.tool.call.arguments"
+GEN_AI_TOOL_CALL_RESULT = "gen_ai.tool.call.result"
 
 # -- general
 

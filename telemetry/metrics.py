@@ -6,20 +6,29 @@ No attribute names a session, run, agent or tool: what has an id is found in the
 from __future__ import annotations
 
 import threading
+from typing import TypeGuard, cast
 
 from opentelemetry.metrics import Meter, Observation
 
 from asm_runtime import errors
 from asm_runtime.payload import JsonObject
-from asm_runtime.records import Run
+from asm_runtime.records import Run, RunStatus
 from asm_runtime.telemetry import conventions as names
 
-__all__ = ["Levels", "Metrics", "error_type", "token_counts"]
+__all__ = ["ERRORS", "Levels", "Metrics", "error_type", "is_count", "models", "token_counts", "word"]
+
+MAX_WORD = 128
 
 _SECONDS = (0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300, 900, 3600)
 _COUNTS = tuple(2**power for power in range(13))
 
-_ERROR_CODES = frozenset(getattr(errors, name).code for name in errors.__all__) | {"orphaned"}
+ERRORS = frozenset((RunStatus.FAILED, RunStatus.TIMEOUT))
+"""The ends that are errors; to be cancelled is none."""
+
+_ERROR_CODES = frozenset(getattr(errors, name).code for name in errors.__all__) | {
+    "max_attempts_exceeded",
+    "orphaned",
+}
 
 
 class Levels:
@@ -93,6 +102,7 @@ class Metrics:
         "_commit_events",
         "_commit_requests",
         "_late_events",
+        "_operation_duration",
         "_queue_wait",
         "_run_duration",
         "_subscription_lag",
@@ -111,6 +121,12 @@ class Metrics:
             unit="s",
             description="From the start of a run's last attempt to its end.",
             explicit_bucket_boundaries_advisory=_SECONDS,
+        )
+        self._operation_duration = meter.create_histogram(
+            names.METRIC_OPERATION_DURATION,
+            unit="s",
+            description="GenAI operation duration.",
+            explicit_bucket_boundaries_advisory=names.OPERATION_DURATION_BOUNDARIES,
         )
         self._token_usage = meter.create_histogram(
             names.METRIC_TOKEN_USAGE,
@@ -157,28 +173,24 @@ class Metrics:
 
     def run_ended(self, run: Run) -> None:
         """A run that was executing here has ended."""
-        provider = run.provider or names.OTHER
-        if run.started_at is not None and run.ended_at is not None:
-            attributes = {names.GEN_AI_PROVIDER_NAME: provider, names.ASM_RUN_STATUS: run.status.value}
-            if run.error is not None:
-                code = error_type(run)
-                attributes[names.ERROR_TYPE] = code if code in _ERROR_CODES else names.OTHER
-            took = (run.ended_at - run.started_at).total_seconds()
-            self._run_duration.record(max(took, 0.0), attributes)
-        if run.token_usage:
-            self._tokens_used(run, provider)
-
-    def _tokens_used(self, run: Run, provider: str) -> None:
-        model = run.provider_metadata.get("model")
+        operation = {
+            names.GEN_AI_OPERATION_NAME: names.OPERATION_INVOKE_AGENT,
+            names.GEN_AI_PROVIDER_NAME: run.provider or names.OTHER,
+            **models(run),
+        }
         for kind, tokens in token_counts(run.token_usage).items():
-            attributes = {
-                names.GEN_AI_OPERATION_NAME: names.OPERATION_INVOKE_AGENT,
-                names.GEN_AI_PROVIDER_NAME: provider,
-                names.GEN_AI_TOKEN_TYPE: kind,
-            }
-            if isinstance(model, str):
-                attributes[names.GEN_AI_RESPONSE_MODEL] = model
-            self._token_usage.record(tokens, attributes)
+            self._token_usage.record(tokens, operation | {names.GEN_AI_TOKEN_TYPE: kind})
+        if run.started_at is None or run.ended_at is None:
+            return
+        took = max((run.ended_at - run.started_at).total_seconds(), 0.0)
+        error: dict[str, str] = {}
+        if run.status in ERRORS:
+            code = error_type(run)
+            error[names.ERROR_TYPE] = code if code in _ERROR_CODES else names.OTHER
+        self._operation_duration.record(took, operation | error)
+        provider = operation[names.GEN_AI_PROVIDER_NAME]
+        how = {names.GEN_AI_PROVIDER_NAME: provider, names.ASM_RUN_STATUS: run.status.value}
+        self._run_duration.record(took, how | error)
 
     def late_event(self) -> None:
         """An adapter reported an event after its run's end."""
@@ -199,11 +211,37 @@ class Metrics:
 
 
 def error_type(run: Run) -> str:
-    """The code of a run's error."""
-    return str((run.error or {}).get("code") or names.OTHER)
+    """The code of a run's error, if it can be one: an adapter may have made a sentence of it."""
+    return word((run.error or {}).get("code")) or names.OTHER
+
+
+def word(value: object) -> str | None:
+    """A short text without spaces, such as names and codes are; None for anything else."""
+    is_one = isinstance(value, str) and 0 < len(value) <= MAX_WORD and len(value.split()) == 1
+    return value if isinstance(value, str) and is_one else None
+
+
+def models(run: Run) -> dict[str, str]:
+    """The model that was asked for and the one that answered, as attributes, where they are known."""
+    found = {
+        names.GEN_AI_REQUEST_MODEL: _requested_model(run),
+        names.GEN_AI_RESPONSE_MODEL: run.provider_metadata.get("model"),
+    }
+    return {name: model for name, model in found.items() if isinstance(model, str) and model}
+
+
+def _requested_model(run: Run) -> object:
+    options: object = run.metadata.get("options")  # anybody may have written the metadata
+    given = cast(JsonObject, options).get("adapter_opts") if isinstance(options, dict) else None
+    return cast(JsonObject, given).get("model") if isinstance(given, dict) else None
 
 
 def token_counts(usage: JsonObject) -> dict[str, int]:
     """The counts of `input` and `output` tokens that a usage report holds."""
     counts = {"input": usage.get("input_tokens"), "output": usage.get("output_tokens")}
-    return {kind: count for kind, count in counts.items() if type(count) is int and count >= 0}
+    return {kind: count for kind, count in counts.items() if is_count(count)}
+
+
+def is_count(value: object) -> TypeGuard[int]:
+    """Whether it can be a number of tokens."""
+    return type(value) is int and value >= 0

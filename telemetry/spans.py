@@ -24,8 +24,9 @@ from opentelemetry.util.types import AttributeValue
 from asm_runtime.errors import AsmError
 from asm_runtime.payload import JsonObject
 from asm_runtime.records import TERMINAL_EVENT_TYPES, Event, EventType, Run, RunStatus, Session
+from asm_runtime.telemetry import content
 from asm_runtime.telemetry import conventions as names
-from asm_runtime.telemetry.metrics import error_type, token_counts
+from asm_runtime.telemetry.metrics import ERRORS, error_type, is_count, models, word
 
 __all__ = ["RunSpans", "Spans"]
 
@@ -35,7 +36,6 @@ MAX_OPEN_TOOL_CALLS = 256
 _NO_OUTPUT = TERMINAL_EVENT_TYPES | {EventType.RUN_STARTED, EventType.MESSAGE_SENT}
 _TOOL_STARTED = EventType.TOOL_CALL_STARTED
 _TOOL_ENDED = frozenset((EventType.TOOL_CALL_COMPLETED, EventType.TOOL_CALL_FAILED))
-_ERRORS = frozenset((RunStatus.FAILED, RunStatus.TIMEOUT))
 
 _w3c = TraceContextTextMapPropagator()
 
@@ -192,7 +192,7 @@ class RunSpans:
         if self._agent_id is None:
             self._agent_id = session.agent_id
             self._invoke.update_name(_named(names.OPERATION_INVOKE_AGENT, session.agent_id))
-            self._invoke.set_attribute(names.GEN_AI_AGENT_ID, session.agent_id)
+            self._invoke.set_attributes(_agent(session.agent_id))
         if run.attempt <= 1:
             self._has_waited(run, run.started_at)
         attributes: dict[str, AttributeValue] = {
@@ -303,7 +303,7 @@ class RunSpans:
             oldest = self._tools.pop(next(iter(self._tools)))
             oldest.set_attribute(names.ASM_TOOL_UNFINISHED, True)
             oldest.end()
-        tool_name = _text(event.data.get("tool_name"))
+        tool_name = _tool_name(event.data.get("tool_name"))
         attributes: dict[str, AttributeValue] = {
             names.GEN_AI_OPERATION_NAME: names.OPERATION_EXECUTE_TOOL,
             names.GEN_AI_TOOL_CALL_ID: call_id,
@@ -312,6 +312,8 @@ class RunSpans:
         }
         if tool_name is not None:
             attributes[names.GEN_AI_TOOL_NAME] = tool_name
+        if content.is_captured() and "tool_input" in event.data:
+            attributes[names.GEN_AI_TOOL_CALL_ARGUMENTS] = content.shown(event.data["tool_input"])
         self._tools[call_id] = self._tracer.start_span(
             _named(names.OPERATION_EXECUTE_TOOL, tool_name),
             self.innermost,
@@ -323,9 +325,13 @@ class RunSpans:
         tool = self._tools.pop(_text(event.data.get("tool_call_id")) or "", None)
         if tool is None:
             return
+        data = event.data
+        if content.is_captured() and "tool_output" in data:
+            tool.set_attribute(names.GEN_AI_TOOL_CALL_RESULT, content.shown(data["tool_output"]))
         if event.type == EventType.TOOL_CALL_FAILED:
-            tool.set_attribute(names.ERROR_TYPE, _text(event.data.get("error_code")) or names.OTHER)
-            tool.set_status(StatusCode.ERROR)
+            error = _part(data, "error")
+            code = word(data.get("error_code")) or word(error.get("code"))
+            _failed(tool, code or names.OTHER, data.get("error_message") or error.get("message"))
         tool.end(_not_later_than_now(event.timestamp))
 
 
@@ -333,8 +339,7 @@ def end_span(span: Span, error: BaseException | None) -> None:
     """End a span of ours, with the error that ended its work; a cancelled caller is none."""
     if isinstance(error, Exception):
         code = error.code if isinstance(error, AsmError) else type(error).__qualname__
-        span.set_attribute(names.ERROR_TYPE, code)
-        span.set_status(StatusCode.ERROR, str(error))
+        _failed(span, word(code) or names.OTHER, str(error))
     span.end()
 
 
@@ -354,6 +359,14 @@ def _named(operation: str, what: str | None) -> str:
 
 def _text(value: object) -> str | None:
     return value if isinstance(value, str) and value else None
+
+
+def _tool_name(value: object) -> str | None:
+    """The name of a tool. Some agents report a title, which says what the call is about: content."""
+    name = _text(value)
+    if name is None or content.is_captured():
+        return name
+    return word(name) or names.OTHER
 
 
 def _part(whole: JsonObject, name: str) -> JsonObject:
@@ -376,40 +389,48 @@ def _invoke_attributes(run: Run, agent_id: str | None) -> dict[str, AttributeVal
         names.ASM_SESSION_ID: run.session_id,
     }
     if agent_id is not None:
-        attributes[names.GEN_AI_AGENT_ID] = agent_id
-    model = _text(_part(_part(run.metadata, "options"), "adapter_opts").get("model"))
-    if model is not None:
-        attributes[names.GEN_AI_REQUEST_MODEL] = model
+        attributes |= _agent(agent_id)
+    attributes |= models(run)
+    if content.is_captured():
+        attributes[names.GEN_AI_INPUT_MESSAGES] = content.input_messages(run.input)
     return attributes
 
 
+def _agent(agent_id: str) -> dict[str, AttributeValue]:
+    return {names.GEN_AI_AGENT_ID: agent_id, names.GEN_AI_AGENT_NAME: agent_id}
+
+
 def _result_attributes(run: Run) -> dict[str, AttributeValue]:
-    attributes: dict[str, AttributeValue] = {}
-    tokens = token_counts(run.token_usage)
-    if "input" in tokens:
-        attributes[names.GEN_AI_USAGE_INPUT_TOKENS] = tokens["input"]
-    if "output" in tokens:
-        attributes[names.GEN_AI_USAGE_OUTPUT_TOKENS] = tokens["output"]
-    model = _text(run.provider_metadata.get("model"))
-    if model is not None:
-        attributes[names.GEN_AI_RESPONSE_MODEL] = model
-    stop_reason = _text(run.provider_metadata.get("stop_reason"))
+    attributes: dict[str, AttributeValue] = {**models(run)}
+    for key, name in names.GEN_AI_USAGE.items():
+        count = run.token_usage.get(key)
+        if is_count(count):
+            attributes[name] = count
+    stop_reason = word(run.provider_metadata.get("stop_reason"))
     if stop_reason is not None:
         attributes[names.GEN_AI_RESPONSE_FINISH_REASONS] = [stop_reason]
+    if content.is_captured() and run.output is not None:
+        attributes[names.GEN_AI_OUTPUT_MESSAGES] = content.output_messages(run.output, stop_reason)
     return attributes
 
 
 def _say_how_it_ended(span: Span, run: Run) -> None:
     span.set_attribute(names.ASM_RUN_STATUS, str(run.status))
     span.set_attribute(names.ASM_RUN_ATTEMPT, run.attempt)
-    if run.status not in _ERRORS:
+    if run.status not in ERRORS:
         return
     error: JsonObject = run.error or {}
-    span.set_attribute(names.ERROR_TYPE, error_type(run))
-    span.set_status(StatusCode.ERROR, _text(error.get("message")))
-    crash = _text(_part(error, "details").get("exception"))
+    _failed(span, error_type(run), error.get("message"))
+    crash = word(_part(error, "details").get("exception"))
     if crash is not None:
-        span.add_event(
-            names.EVENT_EXCEPTION,
-            {names.EXCEPTION_TYPE: crash, names.EXCEPTION_MESSAGE: _text(error.get("message")) or ""},
-        )
+        attributes: dict[str, AttributeValue] = {names.EXCEPTION_TYPE: crash}
+        if content.is_captured():
+            attributes[names.EXCEPTION_MESSAGE] = content.shown(error.get("message") or "")
+        span.add_event(names.EVENT_EXCEPTION, attributes)
+
+
+def _failed(span: Span, error_type: str, message: object) -> None:
+    """Mark a span as an error. What the error says is content: it quotes prompts and commands."""
+    span.set_attribute(names.ERROR_TYPE, error_type)
+    description = content.shown(message) if content.is_captured() and message else None
+    span.set_status(StatusCode.ERROR, description)

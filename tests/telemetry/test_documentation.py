@@ -10,7 +10,7 @@ from opentelemetry.sdk.metrics.export import Histogram, Sum
 from asm_runtime import Event, Run, RunStatus, Session
 from asm_runtime.errors import ProviderError, StoreUnavailable
 from asm_runtime.observer import RunTrace, observer
-from asm_runtime.telemetry import conventions
+from asm_runtime.telemetry import capture_content, conventions
 from tests.telemetry.recorded import Recorded, attributes_of
 from tests.telemetry.test_instrumentation import python
 
@@ -42,7 +42,7 @@ def everything_happens() -> None:
     """Every span, span event, attribute and metric that there is."""
     told, running = begun(options={"adapter_opts": {"model": "small"}})
     for type, call_id in (("tool_call_started", "1"), ("tool_call_failed", "1"), ("tool_call_started", "2")):
-        data = {"tool_call_id": call_id, "tool_name": "{tool_name}"}
+        data = {"tool_call_id": call_id, "tool_name": "{tool_name}", "tool_input": 1, "tool_output": 2}
         told.stored(Event.new(type=type, session_id="ses_1", run_id=running.id, data=data))
     for kind in ("append", "flush"):
         stored = [Event.new(type="custom", session_id="ses_1", sequence_number=7)]
@@ -50,11 +50,11 @@ def everything_happens() -> None:
         observer().write_ended(
             observer().write_began(kind, "ses_1", 1, told), None, StoreUnavailable("out of reach")
         )
-    usage = {"input_tokens": 1, "output_tokens": 2}
+    usage = dict.fromkeys(conventions.GEN_AI_USAGE, 1)
     model = {"model": "small-1", "stop_reason": "end"}
     error = ProviderError("it crashed", details={"exception": "KeyError"}).to_dict()
     failed = running.with_status(RunStatus.FAILED)
-    told.ended(failed.replace(token_usage=usage, provider_metadata=model, error=error))
+    told.ended(failed.replace(token_usage=usage, provider_metadata=model, error=error, output="done"))
     told.late_event()
     abandoned, _ = begun()
     abandoned.abandoned()
@@ -76,6 +76,22 @@ def test_the_page_lists_every_span_with_its_attributes(recorded: Recorded) -> No
         same = listed["asm.store.append"] if attributes == "the same" else set[str]()
         listed[name.strip("`")] = same | set(code_in(attributes))
     assert seen == listed
+
+
+def test_the_page_lists_all_content(recorded: Recorded) -> None:
+    def attributes() -> set[str]:
+        everything_happens()
+        found = {name for span in recorded.spans() for name in attributes_of(span)}
+        return found | {
+            name for span in recorded.spans() for event in span.events for name in event.attributes or {}
+        }
+
+    without = attributes()
+    capture_content()
+    try:
+        assert attributes() - without == {name for cell, *_ in table("content") for name in code_in(cell)}
+    finally:
+        capture_content(False)
 
 
 def test_the_page_names_the_parent_of_every_span(recorded: Recorded) -> None:

@@ -58,6 +58,7 @@ async def test_a_submitted_run_lies_in_its_submitters_span_with_the_adapters_wor
         "gen_ai.operation.name": "invoke_agent",
         "gen_ai.provider.name": "scripted",
         "gen_ai.agent.id": "tester",
+        "gen_ai.agent.name": "tester",
         "gen_ai.conversation.id": server.session_id,
         "gen_ai.request.model": "small-1",
         "gen_ai.usage.input_tokens": 3,

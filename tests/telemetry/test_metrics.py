@@ -26,9 +26,13 @@ def executed(
     token_usage: JsonObject | None = None,
     error: JsonObject | None = None,
     provider_metadata: JsonObject | None = None,
+    model: str | None = None,
+    metadata: JsonObject | None = None,
 ) -> None:
     """Tell of a run that was submitted, executed and ended here."""
-    run = Run.new(session_id="ses_1", id="run_1", provider="scripted", created_at=NOON)
+    if model is not None:
+        metadata = {"options": {"adapter_opts": {"model": model}}}
+    run = Run.new(session_id="ses_1", id="run_1", provider="scripted", created_at=NOON, metadata=metadata)
     told = observer().run(run, "reviewer")
     told.queued(0)
     began = NOON + timedelta(seconds=waited_s)
@@ -116,18 +120,52 @@ def test_a_failure_is_told_by_a_code_that_is_one_of_few(recorded: Recorded, code
     )
 
 
+MODELS = {"gen_ai.request.model": "small", "gen_ai.response.model": "small-1"}
+OPERATION = {"gen_ai.operation.name": "invoke_agent", "gen_ai.provider.name": "scripted"}
+
+
 def test_tokens_are_counted_by_type_and_model(recorded: Recorded) -> None:
     usage: JsonObject = {"input_tokens": 12, "output_tokens": 34, "cached": 5}
-    executed(token_usage=usage, provider_metadata={"model": "small-1"})
-    common = {
-        "gen_ai.operation.name": "invoke_agent",
-        "gen_ai.provider.name": "scripted",
-        "gen_ai.response.model": "small-1",
-    }
+    executed(token_usage=usage, provider_metadata={"model": "small-1"}, model="small")
+    common = OPERATION | MODELS
     for kind, tokens in (("input", 12), ("output", 34)):
         point = recorded.histogram("gen_ai.client.token.usage", {**common, "gen_ai.token.type": kind})
         assert (point.count, point.sum) == (1, tokens)
         assert tuple(point.explicit_bounds) == conventions.TOKEN_USAGE_BOUNDARIES
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (RunStatus.COMPLETED, {}),
+        (RunStatus.CANCELLED, {}),
+        (RunStatus.FAILED, {"error.type": "_OTHER"}),
+        (RunStatus.TIMEOUT, {"error.type": "_OTHER"}),
+    ],
+)
+def test_the_duration_is_that_of_an_operation_too_with_its_models(
+    recorded: Recorded, status: RunStatus, error: dict[str, str]
+) -> None:
+    executed(status, took_s=3, provider_metadata={"model": "small-1"}, model="small")
+    point = recorded.histogram("gen_ai.client.operation.duration", OPERATION | MODELS | error)
+    assert (point.count, point.sum) == (1, 3)
+    assert tuple(point.explicit_bounds) == (
+        *(0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92),
+    )
+
+
+@pytest.mark.parametrize("code", ["run_cancelled", "interrupted"])
+def test_a_run_that_was_cancelled_is_no_error(recorded: Recorded, code: str) -> None:
+    executed(RunStatus.CANCELLED, error={"code": code, "message": "somebody did"})
+    for name in ("gen_ai.client.operation.duration", "asm.run.duration"):
+        assert "error.type" not in recorded.attributes_of_metric(name)
+
+
+@pytest.mark.parametrize("metadata", [{}, {"options": 5}, {"options": {"adapter_opts": "x"}}])
+def test_metadata_that_names_no_model_is_left_out(recorded: Recorded, metadata: JsonObject) -> None:
+    executed(metadata=metadata, token_usage={"input_tokens": 1}, provider_metadata={"model": 5})
+    for name in ("gen_ai.client.operation.duration", "gen_ai.client.token.usage"):
+        assert not recorded.attributes_of_metric(name) & MODELS.keys()
 
 
 @pytest.mark.parametrize("count", [None, -1, True, 1.5, "12", [1]])

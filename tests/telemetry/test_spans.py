@@ -56,7 +56,14 @@ def test_a_run_is_one_invoke_agent_with_its_wait_and_its_execution_inside(record
     told.ended(
         ended(
             running,
-            token_usage={"input_tokens": 12, "output_tokens": 34},
+            token_usage={
+                "input_tokens": 12,
+                "output_tokens": 34,
+                "cache_read_tokens": 5,
+                "cache_creation_tokens": 0,
+                "reasoning_tokens": 20,
+                "usage_status": "complete",
+            },
             provider_metadata={"model": "small-1-2025", "stop_reason": "end_turn"},
         )
     )
@@ -67,12 +74,16 @@ def test_a_run_is_one_invoke_agent_with_its_wait_and_its_execution_inside(record
         "gen_ai.operation.name": "invoke_agent",
         "gen_ai.provider.name": "scripted",
         "gen_ai.agent.id": "reviewer",
+        "gen_ai.agent.name": "reviewer",
         "gen_ai.conversation.id": "ses_1",
         "gen_ai.request.model": "small-1",
         "gen_ai.response.model": "small-1-2025",
         "gen_ai.response.finish_reasons": ("end_turn",),
         "gen_ai.usage.input_tokens": 12,
         "gen_ai.usage.output_tokens": 34,
+        "gen_ai.usage.cache_read.input_tokens": 5,
+        "gen_ai.usage.cache_creation.input_tokens": 0,
+        "gen_ai.usage.reasoning.output_tokens": 20,
         "asm.run.id": "run_1",
         "asm.session.id": "ses_1",
         "asm.run.status": "completed",
@@ -224,7 +235,7 @@ def test_a_run_that_failed_or_timed_out_is_an_error_with_its_code(
     for name in ("invoke_agent reviewer", "asm.run.execute"):
         span = recorded.span(name)
         assert span.status.status_code is StatusCode.ERROR
-        assert span.status.description == "no answer"
+        assert span.status.description is None
         assert attributes_of(span)["error.type"] == "provider_timeout"
         assert attributes_of(span)["asm.run.status"] == status
         assert span.events == ()
@@ -253,10 +264,7 @@ def test_an_adapter_that_crashed_is_told_by_an_exception_event(recorded: Recorde
     told.ended(ended(running, RunStatus.FAILED, error=error))
     (crash,) = recorded.span("asm.run.execute").events
     assert crash.name == "exception"
-    assert dict(crash.attributes or {}) == {
-        "exception.type": "KeyError",
-        "exception.message": "scripted raised KeyError",
-    }
+    assert dict(crash.attributes or {}) == {"exception.type": "KeyError"}
 
 
 def test_a_run_cancelled_in_the_queue_has_waited_and_never_executed(recorded: Recorded) -> None:
@@ -368,14 +376,30 @@ def test_a_tool_call_is_a_span_from_its_start_to_its_completion(recorded: Record
     assert tool.status.status_code is StatusCode.UNSET
 
 
-def test_a_tool_call_that_failed_is_an_error(recorded: Recorded) -> None:
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        ({"error": {"code": "tool_timeout", "message": "no answer"}}, "tool_timeout"),
+        ({"error_code": "tool_outcome_unknown", "error_message": "gone"}, "tool_outcome_unknown"),
+        ({"error_code": "first", "error": {"code": "second"}}, "first"),
+        ({"error": {"code": "a sentence, not a code"}}, "_OTHER"),
+        ({"error": {"code": 7}}, "_OTHER"),
+        ({"error": "broken"}, "_OTHER"),
+        ({}, "_OTHER"),
+    ],
+)
+def test_a_tool_call_that_failed_is_an_error_with_its_code(
+    recorded: Recorded, data: JsonObject, code: str
+) -> None:
     told = observer().run(run := submitted(), "reviewer")
     told.started(running := claimed(run), SESSION)
     told.stored(event(EventType.TOOL_CALL_STARTED, {"tool_call_id": "1", "tool_name": "ls"}))
-    told.stored(event(EventType.TOOL_CALL_FAILED, {"tool_call_id": "1"}))
+    told.stored(event(EventType.TOOL_CALL_FAILED, {"tool_call_id": "1", **data}))
     told.ended(ended(running))
-    assert recorded.span("execute_tool ls").status.status_code is StatusCode.ERROR
-    assert attributes_of(recorded.span("execute_tool ls"))["error.type"] == "_OTHER"
+    tool = recorded.span("execute_tool ls")
+    assert tool.kind is SpanKind.INTERNAL
+    assert tool.status.status_code is StatusCode.ERROR
+    assert attributes_of(tool)["error.type"] == code
 
 
 def test_tool_calls_in_parallel_are_told_apart_by_their_ids(recorded: Recorded) -> None:

@@ -7,9 +7,11 @@ before it has written anything: a refusal needs no rollback.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import TypeVar
 
 from asm_runtime.errors import AsmError, StoreError
+from asm_runtime.payload import decode
 from asm_runtime.ports import ExecutionResult
 from asm_runtime.records import OPEN_RUN_STATUSES, Event, Fence, Run, RunStatus, Session, SessionStatus
 from asm_runtime.stores import rules
@@ -25,12 +27,17 @@ __all__ = [
     "enqueue_run",
     "flush",
     "release_run",
+    "remove_events",
     "save_run",
     "save_session",
     "unclaim_run",
 ]
 
 S = TypeVar("S", SessionStatus, RunStatus)
+
+REMOVED_AT_ONCE = 500
+BYTES_REMOVED_AT_ONCE = 4 * 1024 * 1024
+"""How many events of a deleted session one transaction removes, and how large ones. About 10 ms."""
 
 
 def append(transaction: Transaction, rows: Sequence[EventRow], fence: Fence | None) -> list[Event]:
@@ -103,10 +110,32 @@ def flush(
     return transaction.append([rows])[0]
 
 
-def delete_session(transaction: Transaction, session_id: str) -> None:
-    """Remove everything of a session."""
+def delete_session(transaction: Transaction, session_id: str) -> bool:
+    """Delete a session: it is gone for everybody. Whether its log is removed already: see `remove_events`."""
     removed = sum(transaction.write(statement, (session_id,)) for statement in statements.DELETE_SESSION)
-    transaction.deleted(session_id, existed=removed > 0)
+    last = transaction.row(statements.GREATEST_SEQUENCE, session_id)[0]
+    transaction.deleted(session_id, existed=removed > 0 or last is not None)
+    if last is None:
+        return True
+    transaction.write(statements.BEGIN_REMOVAL, (session_id, last))
+    return remove_events(transaction, session_id)
+
+
+def remove_events(transaction: Transaction, session_id: str) -> bool:
+    """Remove a few of the events that a deleted session has left, the first ones; whether those were all."""
+    row = transaction.row(statements.REMOVAL, session_id)
+    if row is None:
+        return True
+    head, last = transaction.head(session_id), row[0]
+    sizes: list[int] = decode(
+        transaction.row(statements.REMOVED_SIZES, session_id, head, last, REMOVED_AT_ONCE)[0]
+    )
+    count = max(1, sum(used <= BYTES_REMOVED_AT_ONCE for used in accumulate(sizes)))
+    transaction.write(statements.REMOVE_EVENTS, (session_id, head, last, count))
+    if count < len(sizes) or len(sizes) == REMOVED_AT_ONCE:
+        return False
+    transaction.write(statements.END_REMOVAL, (session_id,))
+    return True
 
 
 def enqueue_run(transaction: Transaction, run: Run, max_open_runs: int | None) -> Run:

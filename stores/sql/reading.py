@@ -25,6 +25,7 @@ __all__ = [
     "list_sessions",
     "orphans",
     "owners",
+    "removals",
     "run",
     "run_revision",
     "session",
@@ -80,60 +81,60 @@ def event_page(
     limit = limit if filter.limit is None else min(limit, filter.limit)
     max_bytes = max_bytes if room is None else min(max_bytes, room)
     bounds = _parameters(session_id, filter) | {"limit": limit, "examined": examined}
-    if filter.since is not None:
-        cursor.execute(statements.NOT_LATER, (session_id, bounds["since"]))
-        bounds["after"] = max(filter.after, cursor.fetchone()[0])
-    query, position = _narrowed(cursor, filter, bounds)
-    head, incarnation, largest, *lists = _page(cursor, query, bounds | {"largest": max_bytes // limit})
-    may_follow = limit
-    if largest is None or largest * limit > max_bytes:
-        cursor.execute(statements.sizes(query), bounds)
-        sizes: list[int] = decode(cursor.fetchone()[0])
-        count = sum(used <= max_bytes for used in accumulate(sizes))
-        if count < len(sizes):
-            may_follow = max(1, count)
-        bounds["limit"] = max(1, count)  # no more: what was appended since is of unknown size
-        head, incarnation, _, *lists = _page(cursor, query, bounds | {"largest": _ANY_SIZE})
-    try:
-        events = events_of(lists, session_id)
-    except ValueError:
-        cursor.execute(statements.page_by_rows(query), bounds)
-        events = [event_of(row, session_id) for row in cursor.fetchall()]
-    if len(events) == may_follow:
-        position = events[-1].sequence_number
+    visible: int | None = None
+    while True:
+        passed, expected = _passed(cursor, session_id, filter)
+        query, narrowed, position = _narrowed(cursor, filter, bounds | {"after": passed})
+        page = _page(cursor, session_id, query, narrowed, position, max_bytes)
+        if page.incarnation != expected and expected is not None:
+            continue  # the session was made anew since it was known what has passed
+        if not page.is_being_removed or bounds["before"] <= (page.head or 0) + 1:
+            break
+        # What stands past the latest number belongs to the deleted session of that id.
+        visible = page.head or 0
+        bounds["before"] = visible + 1
+    head, events, position = page.head, page.events, page.position
+    if visible is not None:  # what was appended since is not in the page
+        head = min(visible, head or 0)
     if room is not None:
         used = [*accumulate(byte_size(event) for event in events)]
         count = sum(one <= room for one in used)
         if count < len(events):
             events, position = events[: max(count, int(has_room))], None
         room -= used[-1] if used else 0
-    return Page(head, incarnation, events, position, room)
+    return Page(head, page.incarnation, events, position, room)
+
+
+def _passed(cursor: Cursor, session_id: str, filter: EventFilter) -> tuple[int, int | None]:
+    """Up to which number nothing is wanted, and of which incarnation that is true, if not of any."""
+    if filter.since is None:
+        return filter.after, None
+    cursor.execute(statements.NOT_LATER, (session_id, text_of(filter.since)))
+    passed, incarnation, is_being_removed = cursor.fetchone()
+    return (filter.after, None) if is_being_removed else (max(filter.after, passed), incarnation)
 
 
 def _narrowed(
     cursor: Cursor, filter: EventFilter, bounds: dict[str, Any]
-) -> tuple[statements.LogQuery, int | None]:
-    """How to look, and up to which number, so that no more than `examined` events are looked at.
+) -> tuple[statements.LogQuery, dict[str, Any], int | None]:
+    """How to look, within which bounds, and up to which number: at `examined` events at most.
 
-    The bounds are narrowed to that. Of two indexes it takes the one that gets farther.
+    Of two indexes it takes the one that gets farther with that.
     """
     ascending = filter.order == "asc"
     queries = _queries(filter)
     if queries[0].is_exact:
-        return queries[0], None
+        return queries[0], bounds, None
     reached: list[tuple[int, statements.LogQuery]] = []
     for query in queries:
         cursor.execute(statements.reach(query), bounds)
         row = cursor.fetchone()
         if row is None:
-            return query, None
+            return query, bounds, None
         reached.append((row[0], query))
     number, query = (max if ascending else min)(reached, key=itemgetter(0))
-    if ascending:
-        bounds["before"] = number + 1
-    else:
-        bounds["after"] = number - 1
-    return query, number
+    narrower = {"before": number + 1} if ascending else {"after": number - 1}
+    return query, bounds | narrower, number
 
 
 def _queries(filter: EventFilter) -> list[statements.LogQuery]:
@@ -156,9 +157,51 @@ def _queries(filter: EventFilter) -> list[statements.LogQuery]:
     ]
 
 
-def _page(cursor: Cursor, query: statements.LogQuery, parameters: dict[str, Any]) -> Any:
-    cursor.execute(statements.page(query), parameters)
-    return cursor.fetchone()
+class _Page(msgspec.Struct, frozen=True, gc=False):
+    is_being_removed: bool
+    head: int | None
+    incarnation: int | None
+    events: list[Event]
+    position: int | None
+
+
+def _page(
+    cursor: Cursor,
+    session_id: str,
+    query: statements.LogQuery,
+    bounds: dict[str, Any],
+    position: int | None,
+    max_bytes: int,
+) -> _Page:
+    limit = may_follow = bounds["limit"]
+    statement = statements.page(query)
+    cursor.execute(statement, bounds | {"largest": max_bytes // limit})
+    is_being_removed, head, incarnation, largest, *lists = cursor.fetchone()
+    if largest is None or largest * limit > max_bytes:
+        cursor.execute(statements.sizes(query), bounds)
+        sizes: list[int] = decode(cursor.fetchone()[0])
+        count = sum(used <= max_bytes for used in accumulate(sizes))
+        if count < len(sizes):
+            may_follow = max(1, count)
+        # No more than were measured: what was appended since is of unknown size.
+        bounds = bounds | {"limit": max(1, count), "largest": _ANY_SIZE}
+        cursor.execute(statement, bounds)
+        is_being_removed, head, incarnation, _, *lists = cursor.fetchone()
+    try:
+        events = events_of(lists, session_id)
+    except ValueError:
+        cursor.execute(statements.page_by_rows(query), bounds)
+        events = [event_of(row, session_id) for row in cursor.fetchall()]
+    if len(events) == may_follow:
+        position = events[-1].sequence_number
+    return _Page(bool(is_being_removed), head, incarnation, events, position)
+
+
+def removals(cursor: Cursor) -> list[str]:
+    """The deleted sessions whose logs are still being removed."""
+    cursor.execute(statements.REMOVALS)
+    found: list[str] = decode(cursor.fetchone()[0])
+    return found
 
 
 def latest_sequence(cursor: Cursor, session_id: str) -> int:

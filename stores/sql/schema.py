@@ -27,7 +27,17 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import TEXT as TEXT_OF_POSTGRESQL
 
-__all__ = ["artifacts", "changes", "events", "metadata", "nodes", "runs", "session_sequences", "sessions"]
+__all__ = [
+    "artifacts",
+    "changes",
+    "events",
+    "metadata",
+    "nodes",
+    "removals",
+    "runs",
+    "session_sequences",
+    "sessions",
+]
 
 TEXT = Text().with_variant(TEXT_OF_POSTGRESQL(collation="C"), "postgresql")
 KEY = TEXT
@@ -166,6 +176,17 @@ session_sequences = Table(
     Column("run_revision", NUMBER, nullable=False),
     # How many of its runs are pending or running.
     Column("open_runs", NUMBER, nullable=False),
+    PrimaryKeyConstraint("session_id"),
+    sqlite_with_rowid=False,
+)
+
+# Logs of deleted sessions that are still being removed, a step at a time: past the latest number of the
+# session made anew, up to this one, no event is there for anybody.
+removals = Table(
+    "asm_removals",
+    metadata,
+    Column("session_id", KEY, nullable=False),
+    Column("last_sequence", NUMBER, nullable=False),
     PrimaryKeyConstraint("session_id"),
     sqlite_with_rowid=False,
 )

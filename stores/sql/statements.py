@@ -79,6 +79,7 @@ FROM json_each(?) s
     LEFT JOIN asm_session_sequences c ON c.session_id = s.value
     LEFT JOIN asm_events e ON e.session_id = s.value
         AND e.sequence_number = (SELECT max(l.sequence_number) FROM asm_events l WHERE l.session_id = s.value)
+        AND NOT EXISTS (SELECT 1 FROM asm_removals r WHERE r.session_id = s.value)
 """
 
 # Status and attempt of runs, given as pairs of session and run, as one JSON list.
@@ -160,10 +161,49 @@ GET_SESSION = f"SELECT {_SESSION_COLUMNS} FROM asm_sessions WHERE id = ? AND del
 DELETE_SESSION = (
     "DELETE FROM asm_sessions WHERE id = ?",
     "DELETE FROM asm_runs WHERE session_id = ?",
-    "DELETE FROM asm_events WHERE session_id = ?",
     "DELETE FROM asm_artifacts WHERE session_id = ?",
     "DELETE FROM asm_session_sequences WHERE session_id = ?",
 )
+
+# -- logs of deleted sessions
+
+GREATEST_SEQUENCE = "SELECT max(sequence_number) FROM asm_events WHERE session_id = ?"
+
+BEGIN_REMOVAL = """
+INSERT INTO asm_removals (session_id, last_sequence) VALUES (?, ?)
+ON CONFLICT (session_id) DO UPDATE SET last_sequence = excluded.last_sequence
+"""
+
+END_REMOVAL = "DELETE FROM asm_removals WHERE session_id = ?"
+
+REMOVAL = "SELECT last_sequence FROM asm_removals WHERE session_id = ?"
+
+REMOVALS = "SELECT json_group_array(session_id) FROM asm_removals"
+
+# Which of these sessions have one, as a JSON list.
+REMOVALS_OF = """
+SELECT json_group_array(r.session_id) FROM json_each(?) s CROSS JOIN asm_removals r ON r.session_id = s.value
+"""
+
+# How large the first events past a number are, as a JSON list.
+REMOVED_SIZES = """
+SELECT json_group_array(byte_size) FROM (SELECT byte_size FROM asm_events
+    WHERE session_id = ? AND sequence_number > ? AND sequence_number <= ? ORDER BY sequence_number LIMIT ?)
+"""
+
+# Remove the first events past a number, up to another.
+REMOVE_EVENTS = """
+DELETE FROM asm_events WHERE session_id = ?1 AND sequence_number > ?2 AND sequence_number <= (
+    SELECT max(sequence_number) FROM (SELECT sequence_number FROM asm_events
+        WHERE session_id = ?1 AND sequence_number > ?2 AND sequence_number <= ?3
+        ORDER BY sequence_number LIMIT ?4))
+"""
+
+# Make room for new events, given by their ids, among those that are still to be removed.
+REMOVE_EVENTS_OF_IDS = """
+DELETE FROM asm_events WHERE session_id = ?1 AND +sequence_number > ?2
+    AND id IN (SELECT value FROM json_each(?3))
+"""
 
 # -- runs
 
@@ -256,7 +296,8 @@ MAX_MERGED = 256
 """How many ranges of an index one read merges; past that it goes through the log and filters."""
 
 # How many events at the beginning of a log are not later than a time, nor any before them: since
-# `later_timestamp` makes that a question of one event, it is found in steps of halving width.
+# `later_timestamp` makes that a question of one event, it is found in steps of halving width. With its
+# incarnation, and whether events of a deleted session stand behind it: then the answer means nothing.
 NOT_LATER = """
 WITH RECURSIVE search (passed, step) AS (
     SELECT 0, 1 << 40
@@ -266,7 +307,9 @@ WITH RECURSIVE search (passed, step) AS (
             WHERE session_id = ?1 AND sequence_number >= passed + step
             ORDER BY sequence_number LIMIT 1) THEN step ELSE 0 END, step / 2
     FROM search WHERE step > 0)
-SELECT max(passed) FROM search
+SELECT max(passed), (SELECT incarnation FROM asm_session_sequences WHERE session_id = ?1),
+    EXISTS (SELECT 1 FROM asm_removals WHERE session_id = ?1)
+FROM search
 """
 
 _TYPE_IS_INDEXED = "type != 'message_streamed'"
@@ -332,9 +375,11 @@ class LogQuery(msgspec.Struct, frozen=True, kw_only=True):
 def page(query: LogQuery) -> str:
     """Read one page of a log: its latest number, its incarnation, its largest event, and the page as lists.
 
-    It is empty if events of the log may be larger than the parameter `largest`.
+    Before them, whether events past the latest number are being removed. The page is empty if events
+    of the log may be larger than the parameter `largest`.
     """
-    return f"""SELECT h.last_sequence, h.incarnation, h.largest_event, p.*
+    return f"""SELECT EXISTS (SELECT 1 FROM asm_removals WHERE session_id = :session_id),
+    h.last_sequence, h.incarnation, h.largest_event, p.*
 FROM (SELECT {_AS_LISTS} FROM ({query.rows(_EVENT)} LIMIT CASE WHEN :largest >= coalesce((
     SELECT largest_event FROM asm_session_sequences WHERE session_id = :session_id), 1 << 40)
     THEN :limit ELSE 0 END)) p

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import datetime
 from functools import partial
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 __all__ = ["SQLSessionStore"]
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -106,6 +109,8 @@ class SQLSessionStore(GroupActor):
         self._sync_bound = False
         self._commits = 0
         """How many are under way."""
+        self._removals: dict[str, asyncio.Task[None]] = {}
+        """Of the logs of deleted sessions."""
         self._owed: dict[Debt, None] = {}
         """Releases that could not be written, or whose caller is gone: they go with the next group."""
 
@@ -116,6 +121,8 @@ class SQLSessionStore(GroupActor):
         """Connect, and bring the schema up to date."""
         forks.keep(self)
         await self._database.open(self.node_id)
+        for session_id in await self._database.read(reading.removals):
+            self._removed(session_id)
 
     async def on_stop(self) -> None:
         """Answer who waits and who reads, then disconnect."""
@@ -293,7 +300,33 @@ class SQLSessionStore(GroupActor):
 
     async def delete_session(self, session_id: str) -> None:
         """See `SessionStore`."""
-        await self._write(operations.delete_session, options.identifier("session_id", session_id))
+        session_id = options.identifier("session_id", session_id)
+        if await self._write(operations.delete_session, session_id):
+            return
+        try:
+            removed = self._removed(session_id)
+        except ActorStopped:
+            return  # it is gone; whoever opens the database next removes the rest
+        await asyncio.wait([removed])
+
+    def _removed(self, session_id: str) -> asyncio.Task[None]:
+        """Remove what a deleted session has left, a step in each of the next groups."""
+        task = self._removals.get(session_id)
+        if task is None:
+            task = self._removals[session_id] = self.spawn(self._remove(session_id))
+        return task
+
+    async def _remove(self, session_id: str) -> None:
+        try:
+            while not self.is_running:  # noqa: ASYNC110  `on_start` ends in this or the next turn
+                await asyncio.sleep(0)
+            while not await self._write(operations.remove_events, session_id):
+                pass
+        except (ActorStopped, StoreError) as error:
+            # It is gone all the same; whoever opens the database next goes on.
+            logger.info("%r has not removed all of session %s: %s", self, session_id, error)
+        finally:
+            self._removals.pop(session_id, None)
 
     async def save_run(self, run: Run, *, expected_status: ExpectedStatus | None = None) -> None:
         """See `SessionStore`."""

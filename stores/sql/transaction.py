@@ -142,6 +142,11 @@ class Transaction:
             self._deleted.add(session_id)
         self.effects.append(Deleted(session_id))
 
+    def head(self, session_id: str) -> int:
+        """The latest number of a log."""
+        self._read_heads({session_id})
+        return self._heads[session_id][0]
+
     def append(self, batches: Sequence[Sequence[EventRow]]) -> list[list[Event]]:
         """Number and insert events; returns, for each, the stored one.
 
@@ -151,7 +156,10 @@ class Transaction:
         heads = self._heads
         sessions = {row[0] for batch in batches for _, row in batch}
         self._read_heads(sessions)
-        stored = self._stored(batches) if self._careful else None
+        stored = None
+        if self._careful:
+            stored = self._stored(batches)
+            self._make_room(batches)
         parameters: list[Any] = []
         new: list[Event] = []
         results: list[list[Event]] = []
@@ -239,7 +247,22 @@ class Transaction:
     def _stored(self, batches: Sequence[Sequence[EventRow]]) -> dict[tuple[Any, ...], Event]:
         pairs = encode([row[:2] for batch in batches for _, row in batch]).decode()
         found = events_of(self.row(statements.STORED_EVENTS, pairs))
-        return {(event.session_id, event.id): event for event in found}
+        return {
+            (event.session_id, event.id): event
+            for event in found
+            if (event.sequence_number or 0) <= self._heads[event.session_id][0]  # else it is being removed
+        }
+
+    def _make_room(self, batches: Sequence[Sequence[EventRow]]) -> None:
+        """Remove what is in the way of new events of the log of a deleted session."""
+        ids: dict[str, list[str]] = {}
+        for batch in batches:
+            for _, row in batch:
+                ids.setdefault(row[0], []).append(row[1])
+        for session_id in decode(self.row(statements.REMOVALS_OF, encode(list(ids)).decode())[0]):
+            head, new = self._heads[session_id][0], ids[session_id]
+            self.write(statements.REMOVE_EVENTS, (session_id, head, head + len(new), len(new)))
+            self.write(statements.REMOVE_EVENTS_OF_IDS, (session_id, head, encode(new).decode()))
 
     def _insert(self, parameters: list[Any], count: int) -> None:
         execute = self.cursor.execute

@@ -42,6 +42,7 @@ TABLES = {
     "asm_session_sequences",
     "asm_artifacts",
     "asm_nodes",
+    "asm_removals",
     "asm_changes",
 }
 

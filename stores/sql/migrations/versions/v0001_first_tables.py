@@ -39,6 +39,13 @@ def upgrade(op: Operations) -> None:
         sqlite_with_rowid=False,
     )
     op.create_table(
+        "asm_removals",
+        sa.Column("session_id", TEXT, nullable=False),
+        sa.Column("last_sequence", sa.BigInteger, nullable=False),
+        sa.PrimaryKeyConstraint("session_id"),
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
         "asm_nodes",
         sa.Column("id", TEXT, nullable=False),
         sa.Column("started_at", TEXT, nullable=False),
@@ -58,6 +65,7 @@ def downgrade(op: Operations) -> None:
     for table in (
         "asm_changes",
         "asm_nodes",
+        "asm_removals",
         "asm_artifacts",
         "asm_session_sequences",
         "asm_events",

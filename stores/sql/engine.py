@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager, nullcontext
 from importlib.util import find_spec
 from typing import Any, TypeVar, TypeVarTuple
 
-from sqlalchemy import AssertionPool, Connection, SingletonThreadPool, StaticPool
+from sqlalchemy import AssertionPool, Connection, StaticPool
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -209,7 +209,7 @@ class EngineDatabase:
             ValidationError: The engine's pool cannot be shared.
         """
         path: str = _on_cursor(connection, _path, ())
-        shares_one = isinstance(self._engine.pool, StaticPool | SingletonThreadPool | AssertionPool)
+        shares_one = isinstance(self._engine.pool, StaticPool | AssertionPool)
         if path and shares_one:
             # Whoever gives the connection back rolls back what others have begun on it.
             raise options.refused(

@@ -121,7 +121,7 @@ class Writer:
                 # Nothing was begun, and each alone would wait as long again.
                 outcome.results = [self._reason(error) for _ in requests]
             else:
-                outcome.results = [self._alone(cursor, request, now, outcome) for request in requests]
+                outcome.results = self._one_by_one(cursor, requests, now, outcome)
         if not outcome.effects:  # else the last transaction has looked
             self._look(cursor)
         outcome.foreign = self.feed.take()
@@ -133,11 +133,19 @@ class Writer:
         except sqlite3.Error:  # out of reach just now: whoever waits looks again
             pass
 
-    def _alone(self, cursor: Cursor, request: Request, now: datetime, outcome: Outcome) -> Any:
-        try:
-            return self._together(cursor, [request], now, outcome, careful=True)[0]
-        except Exception as error:
-            return self._reason(error)
+    def _one_by_one(
+        self, cursor: Cursor, requests: Sequence[Request], now: datetime, outcome: Outcome
+    ) -> list[Any]:
+        results: list[Any] = []
+        for request in requests:
+            try:
+                results += self._together(cursor, [request], now, outcome, careful=True)
+            except Exception as error:
+                results.append(self._reason(error))
+                if isinstance(error, sqlite3.Error) and errors.is_busy(error):  # and would be for each
+                    results += [self._reason(error) for _ in requests[len(results) :]]
+                    break
+        return results
 
     def _together(
         self, cursor: Cursor, requests: Sequence[Request], now: datetime, outcome: Outcome, *, careful: bool

@@ -184,6 +184,8 @@ class SQLSessionStore(GroupActor):
                 events = sum(len(one.events) for one in outcome.effects if isinstance(one, Appended))
                 observer().group_committed(len(letters), events)
         except BaseException as error:
+            if self._owed:
+                self.send_after(RETRY_SECONDS, _pay)
             if not settled.done():
                 settled.set_exception(error)
             if not isinstance(error, Exception):

@@ -15,6 +15,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Coroutine
@@ -58,13 +59,22 @@ async def opened(target: str | AsyncEngine, appends: int = 1) -> None:
 
 
 class Child:
-    """A forked child that runs a job in a loop of its own, says what came of it, and ends."""
+    """A forked child that runs a job in a loop of its own, says what came of it, and ends.
 
-    def __init__(self, job: Job) -> None:
+    Args:
+        job: What to do.
+        user: Who does it, instead of root.
+    """
+
+    def __init__(self, job: Job, user: int | None = None) -> None:
         reader, writer = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
             os.close(reader)
+            if user is not None:
+                os.setgroups([])
+                os.setgid(user)
+                os.setuid(user)
             said = json.dumps(asyncio.run(job())).encode()
             os.write(writer, said)
             os._exit(0)
@@ -75,7 +85,7 @@ class Child:
         with open(self._reader, "rb") as said:
             found = said.read()
         os.waitpid(self.pid, 0)
-        return json.loads(found)
+        return json.loads(found) if found else "killed"
 
 
 def outsider(file: str, *command: str) -> list[str]:
@@ -327,10 +337,98 @@ async def while_waiting(file: str) -> None:
         await blocked
 
 
+SERVICE, STRANGER = 65534, 65533
+
+
+async def claimed_and_killed(file: str) -> None:
+    """Have a node that executes a run die."""
+    async with SQLSessionStore(url(file)) as store:
+        await store.enqueue_run(Run.new(session_id="s", id="r"))
+        await store.claim_run("s")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+async def work_of_a_service(file: str) -> list[Any]:
+    """What a service does with its database."""
+    async with SQLSessionStore(url(file)) as store:
+        await store.append_event(event())
+        orphans = [run.id for run in await store.list_orphaned_runs(session_id="s")]
+        await store.enqueue_run(Run.new(session_id="t"))
+        claimed = await store.claim_run("t")
+        return [orphans, claimed is not None]
+
+
+def modes(file: str) -> dict[str, list[Any]]:
+    """Owner and mode of the folder of nodes and of each kind of file in it."""
+    folder = f"{file}-nodes"
+    paths = [folder, *(os.path.join(folder, name) for name in os.listdir(folder) if name != "log")]
+    return {
+        os.path.basename(path)[:3]: [os.stat(path).st_uid, oct(os.stat(path).st_mode & 0o777)]
+        for path in paths
+    }
+
+
+def visit_of_root(folder: str) -> list[Any]:
+    """root looks into the database of a service once, and is killed."""
+    os.chmod(folder, 0o755)
+    os.chown(folder, SERVICE, SERVICE)
+    file = f"{folder}/asm.db"
+    before = Child(lambda: work_of_a_service(file), SERVICE).said()
+    killed = Child(lambda: claimed_and_killed(file)).said()
+    found = modes(file)
+    after = Child(lambda: work_of_a_service(file), SERVICE).said()
+    return [before, killed, found, after]
+
+
+def files_of_root(folder: str) -> list[Any]:
+    """A service finds lock files that it cannot open, of all kinds."""
+    os.chmod(folder, 0o755)
+    os.chown(folder, SERVICE, SERVICE)
+    file = f"{folder}/asm.db"
+    os.mkdir(f"{file}-nodes")
+    os.chown(f"{file}-nodes", SERVICE, SERVICE)
+    node = f"nod_{'0' * 32}"
+    for name in ("opening", node):
+        os.close(os.open(f"{file}-nodes/{name}", os.O_CREAT, 0o600))
+
+    async def orphans() -> list[Any]:
+        async with SQLSessionStore(url(file)) as store:
+            unreadable = Run.new(session_id="s", id="r").replace(status="running", owner=node)
+            await store.save_run(unreadable)
+            return await work_of_a_service(file)
+
+    return list(Child(orphans, SERVICE).said())
+
+
+def strangers(folder: str) -> Any:
+    """A user who may read the database, and no more, tries to hold the lock of a node that dies."""
+    os.chmod(folder, 0o755)
+    file = f"{folder}/asm.db"
+    Child(lambda: claimed_and_killed(file)).said()
+    os.chmod(file, 0o644)
+
+    async def lock() -> list[str]:
+        opened: list[str] = []
+        for name in ["", *(f"-nodes/{name}" for name in ("opening", os.environ["NODE"]))]:
+            try:
+                os.close(os.open(file + name, os.O_RDONLY))
+                opened.append(name)
+            except PermissionError:
+                pass
+        return opened
+
+    (os.environ["NODE"],) = (name for name in os.listdir(f"{file}-nodes") if name.startswith("nod_"))
+    return Child(lock, STRANGER).said()
+
+
 def main(scenario: str, file: str, *more: str) -> Any:
     match scenario:
         case "at_the_end":
             return at_the_end(file, *more)
+        case "visit_of_root" | "files_of_root" | "strangers":
+            with tempfile.TemporaryDirectory() as elsewhere:  # load all that other users may not read
+                asyncio.run(opened(url(f"{elsewhere}/asm.db")))
+            return globals()[scenario](os.path.dirname(file))
         case _:
             return asyncio.run(globals()[scenario](file))
 

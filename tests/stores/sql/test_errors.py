@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from asm_runtime import Event, Run, Session
 from asm_runtime.errors import StoreError, StoreUnavailable
@@ -184,3 +185,53 @@ async def test_errors_of_the_file_system_are_translated(store: SQLSessionStore, 
             await call
         assert isinstance(refused.value.__cause__, OSError)
     await store.append_event(event())
+
+
+async def test_a_release_is_written_again_when_the_write_itself_failed(file: str) -> None:
+    clock = JumpingClock()
+    engine = await asyncio.to_thread(
+        create_async_engine, f"sqlite+aiosqlite:///{file}", pool_size=1, max_overflow=0, pool_timeout=0.01
+    )
+    async with SQLSessionStore(engine, clock=clock) as store, SQLSessionStore(f"sqlite:///{file}") as other:
+        await store.enqueue_run(Run.new(session_id="s", id="r"))
+        claimed = await store.claim_run("s")
+        assert claimed is not None
+        async with engine.connect():  # the application uses all of its pool
+            with pytest.raises(StoreUnavailable, match="pool"):
+                await store.release_run(claimed.fence)
+            await clock.advance_ms(5_000)
+        assert await other.list_orphaned_runs() == []
+        while not (orphans := await other.list_orphaned_runs()):
+            await clock.advance_ms(500)
+        assert [run.id for run in orphans] == ["r"]
+    await engine.dispose()
+
+
+async def test_a_group_that_is_run_one_by_one_waits_for_a_lock_once(
+    impatient: SQLSessionStore, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = await asyncio.to_thread(sqlite3.connect, file, isolation_level=None, check_same_thread=False)
+    statements: list[str] = []
+    is_busy = errors.is_busy
+
+    def taken(error: sqlite3.Error) -> bool:
+        """Asked when the group was refused: that is when another process takes the lock."""
+        if not connection.in_transaction:
+            connection.execute("BEGIN IMMEDIATE")
+        return is_busy(error)
+
+    def prepare(cursor: Cursor) -> None:
+        cursor.execute("PRAGMA page_count")
+        cursor.execute(f"PRAGMA max_page_count = {cursor.fetchone()[0]}")
+        cursor.connection.set_trace_callback(statements.append)  # type: ignore[attr-defined]  # sqlite3's
+
+    await impatient._database.write(prepare)
+    monkeypatch.setattr(errors, "is_busy", taken)
+    outcomes = await asyncio.gather(
+        *(impatient.append_event(event(data={"large": "x" * 20_000})) for _ in range(6)),
+        return_exceptions=True,
+    )
+    assert [type(outcome) for outcome in outcomes] == [StoreUnavailable] * 6
+    assert {"locked" in str(outcome) for outcome in outcomes} == {True}
+    assert sum(one.startswith("BEGIN") for one in statements) == 2  # the group, and the first alone
+    connection.close()

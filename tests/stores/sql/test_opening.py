@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine
+from sqlalchemy import AssertionPool, NullPool, StaticPool, create_engine
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from asm_runtime import Event
@@ -212,3 +212,57 @@ async def test_an_engine_and_a_url_share_one_file(file: str) -> None:
         (stored,) = await other.append_events([Event.new(type="custom", session_id="s")])
         assert await waiting == [stored]
     await engine.dispose()
+
+
+async def test_an_engine_that_has_one_connection_for_everybody_is_refused_for_a_file(file: str) -> None:
+    for pool in (StaticPool, AssertionPool):
+        engine = await asyncio.to_thread(create_async_engine, f"sqlite+aiosqlite:///{file}", poolclass=pool)
+        with pytest.raises(ValidationError, match="more than one connection"):
+            await SQLSessionStore(engine).start()
+        await engine.dispose()
+
+
+async def test_in_memory_an_engine_must_have_one_connection_for_everybody() -> None:
+    engine = await asyncio.to_thread(create_async_engine, "sqlite+aiosqlite://", poolclass=NullPool)
+    with pytest.raises(ValidationError, match="StaticPool"):
+        await SQLSessionStore(engine).start()
+    await engine.dispose()
+
+
+async def test_reads_beside_writes_on_one_connection_roll_nothing_back() -> None:
+    engine = await asyncio.to_thread(create_async_engine, "sqlite+aiosqlite://")
+    async with SQLSessionStore(engine) as store:
+
+        async def read() -> None:
+            for _ in range(20):
+                await store.get_latest_sequence("s")
+
+        async def append() -> list[Event]:
+            return await store.append_events([Event.new(type="custom", session_id="s") for _ in range(200)])
+
+        stored, _, _ = await asyncio.gather(append(), read(), read())
+        assert await store.get_events("s") == stored
+    await engine.dispose()
+
+
+async def test_what_is_no_engine_is_refused_without_loading_one(tmp_path: Path) -> None:
+    program = f"""
+import sys
+sys.modules["sqlalchemy"] = None
+from asm_runtime.errors import ValidationError
+from asm_runtime.stores import SQLSessionStore
+from pathlib import Path
+try:
+    SQLSessionStore(Path("{tmp_path}/asm.db"))
+except ValidationError as refused:
+    print(refused)
+"""
+    said = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True
+    )
+    assert "url_or_engine must be a URL or an AsyncEngine" in said.stdout, said.stderr
+
+
+def test_a_path_that_cannot_be_encoded_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="cannot be encoded"):
+        SQLSessionStore(f"sqlite:///{tmp_path}/\ud800.db")

@@ -1,12 +1,20 @@
 """Which commands may run: allow and deny lists, checked on the file that will be executed.
 
+A guard rail against mistakes, not a sandbox: an allowed program can do whatever it likes.
+
 A list decides about files and not about words: `./git` that is a link to `rm` is not `git`, and a link
-to `rm` is `rm`, whatever it is called. What was checked is what is executed, by its absolute path.
+to `rm` is `rm`, whatever it is called. What is executed is not what the command's text leads to by then,
+but what was checked: the program of the list, or the file that the links led to, if it is still that
+file when it is executed.
 
 A shell can be talked into anything, so under a list no shell sees a text that came from outside. Only
 plain commands are understood, words and quoted words joined by `|`, `&&`, `||`, `;` or a line break;
 each command's program is checked, and the shell, if one is needed at all, is given the text anew, with
-every word quoted and every program as an absolute path. Everything else is refused.
+every word quoted and every program as an absolute path in a directory of `PATH` or of the list.
+Everything else is refused.
+
+What remains: who can write in those directories can replace the programs there, and who can write where
+a program lies that is called by its path has the moment between the last look and the execution.
 """
 
 from __future__ import annotations
@@ -18,6 +26,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
+from asm_runtime import options
 from asm_runtime.errors import PolicyViolation, ProviderError
 
 __all__ = ["CommandPolicy", "Launch", "resolved"]
@@ -35,11 +44,17 @@ _QUOTED = re.compile(r"""'([^']*)'|"([^"]*)\"""")
 
 _LAUNCHER = re.compile(
     r"""
-    a?sh | bash | rbash | dash | m?ksh | zsh | fish | t?csh
-    | env | nice | ionice | nohup | timeout | time | stdbuf | chrt | taskset | setpriv | setsid
-    | sudo | su | doas | pkexec | runuser | chroot | unshare | nsenter
-    | xargs | parallel | find | watch | flock | script | strace | command
-    | ssh | systemd-run | start-stop-daemon | busybox | toybox | coreutils | ld\.so | ld-.*\.so.*
+    a?sh | r?bash[\d.]* | dash | m?ksh(93)? | yash | zsh[\d.]* | fish | t?csh | elvish | nu | pwsh
+    | env | nice | ionice | nohup | timeout | time | stdbuf | unbuffer | rlwrap | chrt | taskset | numactl
+    | setsid | setpriv | capsh | prlimit | choom | uclampset | cpulimit | setarch | linux(32|64) | i[3-6]86
+    | x86_64 | aarch64 | uname26
+    | sudo | su | doas | pkexec | runuser | run0 | sg | newgrp | runcon | chpst | setuidgid | gosu | su-exec
+    | chroot | unshare | nsenter | bwrap | firejail | proot | fakechroot | fakeroot | faketime | eatmydata
+    | cgexec | systemd-run | start-stop-daemon | daemonize | dbus-run-session | dbus-launch | xvfb-run
+    | at | batch | run-parts | logsave | script | expect | tmux | screen | entr | watch | watchexec
+    | xargs | parallel | find | flock | command | strace | ltrace | gdb | perf | valgrind | catchsegv
+    | ssh | socat | ncat | torsocks | torify | proxychains\d? | qemu-\w+(-static)?
+    | busybox | toybox | coreutils | ld\.so | ld-.*\.so.*
     """,
     re.VERBOSE,
 )
@@ -59,24 +74,31 @@ class Launch(msgspec.Struct, frozen=True):
 
     executable: str
     argv: list[str]
+    identity: tuple[int, int] | None = None
+    """Device and inode of the file that was checked; None: any."""
 
 
 class CommandPolicy:
     """Lets commands through or not. It looks at files, so it blocks: call it on a thread.
 
     Args:
-        allowed: Names or paths of the only programs that may run; None: all. A name stands for the file
-            that it finds in `PATH`, called by this name.
-        denied: Names or paths of programs that may not run, under any name; None: none. Shells, and
-            programs whose business it is to run another one, are denied with them. Denied wins.
+        allowed: Names or absolute paths of the only programs that may run; None: all. A name stands for
+            the file that it finds in `PATH`, called by this name.
+        denied: Names or absolute paths of programs that may not run, under any name; None: none. Shells,
+            and programs whose business it is to run another one, are denied with them. Denied wins.
         shell: What runs several commands joined by operators.
+
+    Raises:
+        ValidationError: An entry can match nothing: a command with arguments, a pattern, a relative path.
     """
 
     def __init__(
         self, allowed: Sequence[str] | None, denied: Sequence[str] | None, *, shell: str = "/bin/sh"
     ) -> None:
-        self._allowed = None if allowed is None else tuple(allowed)
-        self._denied = None if denied is None else tuple(denied)
+        self._allowed = (
+            None if allowed is None else tuple(_entry("allowed_commands", each) for each in allowed)
+        )
+        self._denied = None if denied is None else tuple(_entry("denied_commands", each) for each in denied)
         self._shell = shell
 
     @property
@@ -96,7 +118,8 @@ class CommandPolicy:
             PolicyViolation: A list forbids it.
             ProviderError: There is no such program.
         """
-        return Launch(self._checked(argv[0], path=path, cwd=cwd), list(argv))
+        file, looked_at = self._checked(argv[0], path=path, cwd=cwd)
+        return Launch(file, list(argv), (looked_at.st_dev, looked_at.st_ino))
 
     def of_script(self, script: str, *, path: str, cwd: str) -> Launch:
         """The launch of a shell command; a single plain command needs no shell.
@@ -106,41 +129,54 @@ class CommandPolicy:
             ProviderError: There is no such program.
         """
         commands = _parsed(script)
-        launches = [(joint, self.of_argv(argv, path=path, cwd=cwd)) for joint, argv in commands]
-        if len(launches) == 1:
-            return launches[0][1]
-        quoted = " ".join(
-            f"{joint} {shlex.join([launch.executable, *launch.argv[1:]])}" for joint, launch in launches
-        )
-        return Launch(self._shell, [self._shell, "-c", quoted.strip()])
+        if len(commands) == 1:
+            return self.of_argv(commands[0][1], path=path, cwd=cwd)
+        given: list[str] = []
+        for joint, argv in commands:
+            file, _ = self._checked(argv[0], path=path, cwd=cwd)
+            if self._allowed is None and "/" in argv[0] and not _is_on_path(argv[0], path):
+                # By the time the shell comes to it, an earlier command may have put another file there;
+                # and where a link led to is not always what the link is: `.venv/bin/python` is not.
+                raise self._violation(
+                    argv[0], file, f"{argv[0]} is on no directory of PATH: run it as a command of its own"
+                )
+            given.append(f"{joint} {shlex.join([file, *argv[1:]])}")
+        return Launch(self._shell, [self._shell, "-c", " ".join(given).strip()])
 
-    def _checked(self, program: str, *, path: str, cwd: str) -> str:
+    def _checked(self, program: str, *, path: str, cwd: str) -> tuple[str, os.stat_result]:
+        """The file to execute, by a path that does not depend on links which a command can make; and what
+        it was when it was checked. It is looked at once: who swings a link meanwhile wins nothing.
+        """
         name = os.path.basename(program)
         found = resolved(program, path=path, cwd=cwd)
+        file = None if found is None else _stat(found)
         if self._denied is not None:
-            why = self._why_denied(name, found, path)
+            why = self._why_denied(name, found, file, path)
             if why is not None:
                 raise self._violation(program, found, f"{program} is denied: {why}")
-        if self._allowed is not None and not any(
-            found is not None and name == os.path.basename(entry) and _is_same(found, entry, path)
-            for entry in self._allowed
-        ):
+        if self._allowed is not None:
+            for entry in self._allowed:
+                meant = resolved(entry, path=path, cwd="/")
+                if file and meant and name == os.path.basename(entry) and _is(file, meant):
+                    return meant, file
             raise self._violation(program, found, f"{program} is none of the allowed commands")
-        if found is None:
+        if found is None or file is None:
             raise ProviderError(
                 f"command not found: {program} (a shell's own commands are no programs)",
                 details={"command": program},
             )
-        return found
+        return (found if "/" not in program or _is_on_path(found, path) else os.path.realpath(found)), file
 
-    def _why_denied(self, name: str, found: str | None, path: str) -> str | None:
+    def _why_denied(self, name: str, found: str | None, file: os.stat_result | None, path: str) -> str | None:
         assert self._denied is not None
         names = {name}
-        file = None if found is None or _is_multi_call(found) else found
-        if file is not None:
-            names.update(os.path.basename(link) for link in _links(file))
+        if found is not None and not _is_multi_call(found):
+            names.update(os.path.basename(link) for link in _links(found))
+        else:
+            file = None
         for entry in self._denied:
-            if entry in names or (file is not None and _is_same(file, entry, path)):
+            meant = resolved(entry, path=path, cwd="/")
+            if entry in names or (file is not None and meant is not None and _is(file, meant)):
                 return f"{entry} is in denied_commands"
         if any(_LAUNCHER.fullmatch(each) for each in names):
             return "it can run commands that are"
@@ -167,13 +203,35 @@ def resolved(program: str, *, path: str, cwd: str) -> str | None:
     return None
 
 
-def _is_same(found: str, entry: str, path: str) -> bool:
-    """Whether the file is the one that a list's entry stands for, by whatever link."""
-    meant = resolved(entry, path=path, cwd="/")
+def _entry(option: str, entry: str) -> str:
+    """An entry of a list that can match something."""
+    is_path = os.path.isabs(entry) and not entry.endswith("/")
+    is_name = "/" not in entry and not re.search(r"[\s*?]|^~|^\.{1,2}$", entry)
+    if not (is_path or is_name):
+        raise options.refused(
+            option, entry, "names of programs, without arguments or patterns, or absolute paths"
+        )
+    return entry
+
+
+def _stat(path: str) -> os.stat_result | None:
     try:
-        return meant is not None and os.path.samefile(found, meant)
+        return os.stat(path)
     except OSError:
-        return False
+        return None
+
+
+def _is(file: os.stat_result, path: str) -> bool:
+    """Whether the path leads to that file, by whatever links."""
+    other = _stat(path)
+    return other is not None and os.path.samestat(file, other)
+
+
+def _is_on_path(file: str, path: str) -> bool:
+    """Whether it lies in one of the absolute directories of `PATH`."""
+    return os.path.dirname(file) in [
+        os.path.normpath(folder) for folder in path.split(":") if os.path.isabs(folder)
+    ]
 
 
 def _is_multi_call(file: str) -> bool:

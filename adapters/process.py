@@ -30,7 +30,13 @@ from asm_runtime import options
 from asm_runtime.adapters import shim
 from asm_runtime.adapters.fork_server import connect, release
 from asm_runtime.clock import SYSTEM_CLOCK, Clock, Timer
-from asm_runtime.errors import AsmError, ProviderError, ProviderUnavailable, ValidationError
+from asm_runtime.errors import (
+    AsmError,
+    PolicyViolation,
+    ProviderError,
+    ProviderUnavailable,
+    ValidationError,
+)
 
 __all__ = ["ProcessGroup", "Stream", "on_a_thread"]
 
@@ -80,6 +86,7 @@ class ProcessGroup:
         cwd: Its working directory, an absolute path.
         env: Its whole environment.
         executable: What is executed, if not `argv[0]`.
+        identity: Device and inode that it must have when it is executed.
         stdin: What it finds on its standard input.
         interrupt_grace_ms: From SIGINT to SIGTERM.
         terminate_grace_ms: From SIGTERM to SIGKILL.
@@ -99,6 +106,7 @@ class ProcessGroup:
         cwd: str,
         env: Mapping[str, str],
         executable: str | None = None,
+        identity: tuple[int, int] | None = None,
         stdin: bytes = b"",
         interrupt_grace_ms: int = 2_000,
         terminate_grace_ms: int = 2_000,
@@ -113,6 +121,7 @@ class ProcessGroup:
         self._cwd = cwd
         self._env = dict(env)
         self._executable = executable
+        self._identity = identity
         self._stdin = stdin
         self._interrupt_grace_s = interrupt_grace_ms / 1000
         self._terminate_grace_s = terminate_grace_ms / 1000
@@ -140,6 +149,7 @@ class ProcessGroup:
             ValidationError: `cwd` is no directory that can be entered, or the arguments are too long.
             ProviderUnavailable: The system is out of processes, memory or file descriptors.
             ProviderError: The program is not there or cannot be executed.
+            PolicyViolation: It is not the file of that `identity`.
             DependencyMissing: There is no Python interpreter to run the helper.
         """
         self._loop = asyncio.get_running_loop()
@@ -249,6 +259,7 @@ class ProcessGroup:
         asked = shim.request(
             [os.fsencode(word) for word in self._argv],
             executable=None if self._executable is None else os.fsencode(self._executable),
+            identity=self._identity,
             cwd=os.fsencode(self._cwd),
             env={os.fsencode(name): os.fsencode(value) for name, value in self._env.items()},
         )
@@ -464,6 +475,7 @@ _START_ERRORS: dict[int, tuple[type[AsmError], str]] = {
     errno.EACCES: (ProviderError, "{program} is not executable"),
     errno.EPERM: (ProviderError, "{program} is not executable"),
     errno.ENOEXEC: (ProviderError, "{program} is no program that the system can execute"),
+    errno.ESTALE: (PolicyViolation, "{program} is another file than the one that was checked"),
     errno.E2BIG: (ValidationError, "the arguments or the environment are longer than the system allows"),
     errno.EAGAIN: (ProviderUnavailable, "the system starts no more processes: {reason}"),
     errno.ENOMEM: (ProviderUnavailable, "the system starts no more processes: {reason}"),

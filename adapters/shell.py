@@ -201,6 +201,7 @@ class ShellAdapter:
         async with ProcessGroup(
             launch.argv,
             executable=launch.executable,
+            identity=launch.identity,
             cwd=cwd,
             env=env,
             stdin=command.stdin.encode(),

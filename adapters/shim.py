@@ -83,6 +83,7 @@ def request(
     argv: Sequence[bytes],
     *,
     executable: bytes | None = None,
+    identity: tuple[int, int] | None = None,
     cwd: bytes = b"/",
     env: Mapping[bytes, bytes] = {},
     ends: int = 0,
@@ -92,11 +93,12 @@ def request(
     Args:
         argv: The program and its arguments.
         executable: What is executed, if not `argv[0]`.
+        identity: Device and inode that it must have.
         cwd: The command's directory.
         env: Its whole environment.
         ends: Start nothing, but end the session of this number, whose shim was killed.
     """
-    body = marshal.dumps((ends, list(argv), executable, cwd, dict(env)), 2)
+    body = marshal.dumps((ends, list(argv), executable, identity, cwd, dict(env)), 2)
     return _LENGTH.pack(len(body)) + body
 
 
@@ -155,9 +157,9 @@ class _Shim:
     def run(self) -> None:
         """One command after the other."""
         while (asked := self._asked()) is not None:
-            files, (ends, argv, executable, cwd, env) = asked
+            files, (ends, argv, executable, identity, cwd, env) = asked
             self._leader, self._status = ends, None
-            failure = None if ends else self._start(files, argv, executable, cwd, env)
+            failure = None if ends else self._start(files, argv, executable, identity, cwd, env)
             for file in files:
                 os.close(file)
             if failure is not None:
@@ -215,6 +217,7 @@ class _Shim:
         files: list[int],
         argv: list[bytes],
         executable: bytes | None,
+        identity: tuple[int, int] | None,
         cwd: bytes,
         env: dict[bytes, bytes],
     ) -> tuple[int, int] | None:
@@ -228,6 +231,10 @@ class _Shim:
         refused = errno.ENOENT
         for program in _candidates(executable or argv[0], env):
             try:
+                if identity is not None:
+                    found = os.stat(program)
+                    if (found.st_dev, found.st_ino) != tuple(identity):
+                        return errno.ESTALE, 0
                 self._leader = os.posix_spawn(
                     program,
                     argv,

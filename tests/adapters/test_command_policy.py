@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from asm_runtime.adapters.command_policy import CommandPolicy, Launch
-from asm_runtime.errors import PolicyViolation, ProviderError
+from asm_runtime.errors import PolicyViolation, ProviderError, ValidationError
 
 
 class Programs:
@@ -32,6 +32,10 @@ class Programs:
     def file(self, name: str) -> str:
         return str(self.path / name)
 
+    def launch(self, name: str, *arguments: str) -> Launch:
+        file = os.stat(self.file(name))
+        return Launch(self.file(name), [name, *arguments], (file.st_dev, file.st_ino))
+
     def argv(self, policy: CommandPolicy, *argv: str) -> Launch:
         return policy.of_argv(argv, path=str(self.path), cwd=str(self.cwd))
 
@@ -52,9 +56,7 @@ NOT_RM = CommandPolicy(None, ["rm"])
 
 
 def test_an_allowed_program_is_launched_by_its_absolute_path(programs: Programs) -> None:
-    assert programs.argv(ONLY_ECHO_AND_CAT, "echo", "$(rm)") == Launch(
-        programs.file("echo"), ["echo", "$(rm)"]
-    )
+    assert programs.argv(ONLY_ECHO_AND_CAT, "echo", "$(rm)") == programs.launch("echo", "$(rm)")
 
 
 def test_any_other_program_is_refused(programs: Programs) -> None:
@@ -92,7 +94,7 @@ def test_an_allowed_path_allows_that_file_only(programs: Programs) -> None:
     tool = programs.cwd / "tool"
     programs.add(tool)
     policy = CommandPolicy([str(tool)], None)
-    assert programs.argv(policy, "./tool").executable == f"{programs.cwd}/./tool"
+    assert programs.argv(policy, "./tool").executable == str(tool)
     with pytest.raises(PolicyViolation):
         programs.argv(policy, "tool")
 
@@ -119,6 +121,68 @@ def test_relative_directories_on_the_path_do_not_count(
 def test_an_empty_list_allows_nothing(programs: Programs) -> None:
     with pytest.raises(PolicyViolation):
         programs.argv(CommandPolicy([], None), "echo")
+
+
+# -- what was checked is what runs
+
+
+@pytest.mark.parametrize("policy", [ONLY_ECHO_AND_CAT, NOT_RM])
+@pytest.mark.parametrize("script", ["./echo a", "./echo a; cat"])
+def test_a_link_that_is_swung_after_the_check_is_not_followed(
+    programs: Programs, policy: CommandPolicy, script: str
+) -> None:
+    link = programs.cwd / "echo"
+    programs.add(link, link=programs.file("echo"))
+    if policy is NOT_RM and ";" in script:
+        with pytest.raises(PolicyViolation, match="a command of its own"):
+            programs.script(policy, script)
+        return  # it cannot be made sure
+    launch = programs.script(policy, script)
+    link.unlink()
+    link.symlink_to(programs.file("rm"))
+    assert programs.file("echo") in (launch.executable, *launch.argv[-1].split())
+    assert str(link) not in (launch.executable, *launch.argv[-1].split())
+
+
+def test_a_file_that_is_put_in_the_place_of_another_is_known(programs: Programs) -> None:
+    tool = programs.cwd / "tool"
+    programs.add(tool)
+    launch = programs.argv(NOT_RM, "./tool")
+    os.replace(programs.file("rm"), tool)
+    now = tool.stat()
+    assert launch.executable == str(tool)
+    assert launch.identity not in (None, (now.st_dev, now.st_ino))
+
+
+@pytest.mark.parametrize("of", ["allowed", "denied"])
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "./tool",
+        "bin/tool",
+        "../tool",
+        "rm -rf",
+        "git push",
+        " id",
+        "id ",
+        "id\n",
+        "~/bin/x",
+        "~x",
+        "id*",
+        "r?",
+        ".",
+        "..",
+        "/bin/",
+    ],
+)
+def test_an_entry_that_can_match_nothing_is_refused(of: str, entry: str) -> None:
+    with pytest.raises(ValidationError, match=f"{of}_commands"):
+        CommandPolicy(["echo", entry], None) if of == "allowed" else CommandPolicy(None, [entry])
+
+
+@pytest.mark.parametrize("entry", ["id", "python3.11", "g++", "[", "a_b", "/opt/My App/bin/tool", "/bin/id"])
+def test_names_and_absolute_paths_are_entries(entry: str) -> None:
+    assert CommandPolicy([entry], [entry]).restricts
 
 
 # -- denied
@@ -160,6 +224,60 @@ def test_links_that_go_in_circles_are_refused_as_not_there(programs: Programs) -
         programs.argv(NOT_RM, "./a")
 
 
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        "bash5",
+        "rbash",
+        "ksh93",
+        "nu",
+        "setarch",
+        "linux64",
+        "x86_64",
+        "prlimit",
+        "choom",
+        "run-parts",
+        "logsave",
+        "sg",
+        "newgrp",
+        "runcon",
+        "uclampset",
+        "timeout",
+        "dbus-run-session",
+        "numactl",
+        "ltrace",
+        "perf",
+        "gdb",
+        "tmux",
+        "screen",
+        "expect",
+        "socat",
+        "fakeroot",
+        "faketime",
+        "eatmydata",
+        "unbuffer",
+        "xvfb-run",
+        "capsh",
+        "bwrap",
+        "firejail",
+        "proot",
+        "at",
+        "batch",
+        "valgrind",
+        "qemu-x86_64-static",
+        "ld-linux-x86-64.so.2",
+        "nice",
+        "nohup",
+        "xargs",
+        "sudo",
+    ],
+)
+def test_launchers_are_denied_by_their_names(programs: Programs, launcher: str) -> None:
+    programs.add(programs.path / launcher)
+    with pytest.raises(PolicyViolation, match="it can run commands that are"):
+        programs.argv(NOT_RM, launcher, "rm")
+
+
 @pytest.mark.parametrize("launcher", ["sh", "env", "busybox"])
 def test_what_runs_other_programs_is_denied_with_them(programs: Programs, launcher: str) -> None:
     with pytest.raises(PolicyViolation, match="it can run commands that are"):
@@ -194,7 +312,7 @@ def test_a_program_that_is_not_there_is_just_not_found_where_nothing_else_is_for
 
 def test_a_plain_command_needs_no_shell(programs: Programs) -> None:
     launch = programs.script(ONLY_ECHO_AND_CAT, """ echo one 'two  $three' "four five"six '' """)
-    assert launch == Launch(programs.file("echo"), ["echo", "one", "two  $three", "four fivesix", ""])
+    assert launch == programs.launch("echo", "one", "two  $three", "four fivesix", "")
 
 
 @pytest.mark.parametrize(

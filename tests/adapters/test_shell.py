@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -522,6 +523,35 @@ async def test_any_other_command_is(footprint: Footprint, command: Any, lists: d
     assert (await Recording({"command": command}).of(adapter(footprint, **lists))).output[
         "content"
     ] == "hi there\n"
+
+
+async def test_what_was_checked_is_what_runs(footprint: Footprint, tmp_path: Path) -> None:
+    shell = adapter(footprint, cwd=tmp_path, allowed_commands=["echo", "ln"])
+    (tmp_path / "echo").symlink_to("/bin/echo")
+    result = await Recording("ln -sfn /usr/bin/id echo; ./echo -un").of(shell)
+    assert result.output["content"] == "-un\n"
+    with pytest.raises(PolicyViolation):
+        await Recording("./echo -un").of(shell)
+
+
+async def test_a_file_that_was_replaced_since_its_check_is_not_executed(
+    footprint: Footprint, tmp_path: Path
+) -> None:
+    shell = adapter(footprint, cwd=tmp_path, denied_commands=["id"])
+    tool = tmp_path / "tool"
+    tool.hardlink_to(shutil.copy("/bin/echo", tmp_path / "echo"))
+    recording = Recording({"command": ["./tool", "checked"]})
+    checked = shell._policy.of_argv
+
+    def and_replaced(argv: Any, **where: Any) -> Any:
+        launch = checked(argv, **where)
+        os.replace(shutil.copy("/usr/bin/id", tmp_path / "other"), tool)
+        return launch
+
+    shell._policy.of_argv = and_replaced  # type: ignore[method-assign]
+    with pytest.raises(PolicyViolation, match="another file than the one that was checked"):
+        await recording.of(shell)
+    assert recording.events == []
 
 
 @pytest.mark.parametrize("env", [{"PATH": "/tmp"}, {"LD_PRELOAD": "x.so"}, {"HARMLESS": "1"}])

@@ -29,6 +29,9 @@ sessions, the same pages are written again and again: 12 000 events/s against 20
 log of up to 4062 pages is one block.
 Source: sqlite.org/walformat.html, "WAL-Index Format"."""
 
+LOG_BYTES = 32 * 1024 * 1024
+"""To how much the log is cut when it begins anew, after a reader who held up its folding for long."""
+
 LOOK_SECONDS = 0.01
 """How long it is taken for granted that the files are in their places, where nothing is acknowledged."""
 
@@ -262,6 +265,7 @@ class FileDatabase:
             fullfsync=full,
             checkpoint_fullfsync=full,
             wal_autocheckpoint=WAL_PAGES,
+            journal_size_limit=LOG_BYTES,
             cache_size=-WRITER_CACHE_KIB,
         )
 

@@ -13,9 +13,10 @@ import stat
 import sys
 import time
 from contextlib import suppress
+from functools import lru_cache
 
 from asm_runtime.errors import StoreError, StoreUnavailable
-from asm_runtime.stores.sql.nodes import folder_of, make_folder
+from asm_runtime.stores.sql.nodes import FOLDER, make_folder
 
 __all__ = ["DatabaseFiles"]
 
@@ -75,7 +76,7 @@ class DatabaseFiles:
                 f"{self._name} has {found.st_nlink} names (hard links), and each would have a log of its "
                 "own: remove the others"
             )
-        if _is_mounted_alone(self._path, self._folder):
+        if _is_mounted_alone(self._path, self._folder, found.st_dev, found.st_ino):
             raise StoreError(
                 f"{self._name} is mounted without its folder, so its log would lie in another place for each "
                 f"who mounts it: mount {self._folder}"
@@ -153,7 +154,7 @@ class DatabaseFiles:
     @property
     def _record(self) -> str:
         """Whose the log is: a link that leads nowhere, as it is read and replaced in one step each."""
-        return f"{folder_of(self._path)}/log"
+        return f"{self._path}{FOLDER}/log"
 
     def _numbers_of_log(self) -> tuple[int, int] | None:
         try:
@@ -178,7 +179,8 @@ def _number(path: str) -> int | None:
         return None
 
 
-def _is_mounted_alone(path: str, folder: str) -> bool:
+@lru_cache(maxsize=256)  # a tenth of what it takes to open a file
+def _is_mounted_alone(path: str, folder: str, device: int, number: int) -> bool:
     """Whether a file is a mount of its own; False where the system does not tell."""
     if sys.platform != "linux":
         return False

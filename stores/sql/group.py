@@ -57,8 +57,9 @@ class ChangeFeed:
         cursor.execute(statements.CHANGES, (self._seen, before))
         first, last, lists = cursor.fetchone()
         if last is not None:
-            self._missed = self._missed or first > self._seen + 1
-            self._changed.update(id for ids in decode(lists) for id in ids)
+            changes = decode(lists)
+            self._missed = self._missed or first > self._seen + 1 or None in changes
+            self._changed.update(id for ids in changes for id in ids or ())
             self._seen = last
 
     def committed(self, number: int) -> None:

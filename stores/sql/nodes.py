@@ -25,7 +25,10 @@ from pathlib import Path
 from asm_runtime.errors import StoreUnavailable
 from asm_runtime.stores.sql import forks
 
-__all__ = ["Nodes", "folder_of", "make_folder"]
+__all__ = ["FOLDER", "Nodes", "make_folder"]
+
+FOLDER = "-nodes"
+"""Where the nodes of a database lie, after its path."""
 
 _NAME = re.compile(r"nod_[0-9a-f]{32}")
 _OPENING = "opening"
@@ -85,14 +88,9 @@ else:
             os.close(descriptor)
 
 
-def folder_of(database: str) -> Path:
-    """Where the nodes of a database lie: beside the file itself, whatever links lead there."""
-    return Path(os.path.realpath(database) + "-nodes")
-
-
 def make_folder(database: str) -> None:
-    """Make that folder, for those who may write to the database."""
-    folder = folder_of(database)
+    """Make the folder of a database's nodes, for those who may write to the database."""
+    folder = Path(os.path.realpath(database) + FOLDER)
     folder.mkdir(mode=0o700, exist_ok=True)
     _entrust(folder, os.stat(database))
 
@@ -125,7 +123,8 @@ class Nodes:
 
     @cached_property
     def _folder(self) -> Path:
-        return folder_of(self._database)
+        """Beside the file itself, whatever links lead there."""
+        return Path(os.path.realpath(self._database) + FOLDER)
 
     @contextmanager
     def opening(self, timeout_ms: int) -> Generator[None]:

@@ -50,6 +50,11 @@ class Cursor(Protocol):
         ...
 
 
+MAX_CHANGE_BYTES = 4096
+"""How long the list of sessions may be that a commit tells others of, some hundred of them: what
+the change feed keeps is bounded in bytes."""
+
+
 class Appended(msgspec.Struct, frozen=True, gc=False):
     """New events are in the logs, in ascending order within each session."""
 
@@ -229,8 +234,11 @@ class Transaction:
         changed += self._deleted.difference(changed)
         if not changed:
             return None
+        names = encode(changed)
+        if len(names) > MAX_CHANGE_BYTES:
+            names = b"null"  # whoever waits reads again whatever it waits for
         # Without a number it gets the next one.
-        self.write(statements.RECORD_CHANGE, (self._change, encode(changed).decode()))
+        self.write(statements.RECORD_CHANGE, (self._change, names.decode()))
         return self.cursor.lastrowid
 
     def _read_heads(self, session_ids: set[str]) -> None:

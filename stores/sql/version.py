@@ -50,9 +50,11 @@ def check(revision: str | None, url: str) -> None:
 
 def found(cursor: Cursor) -> str | None:
     """The revision of the database; None: it has no schema."""
-    cursor.execute("SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = ?", (VERSION_TABLE,))
-    if not cursor.fetchone()[0]:
-        return None
-    cursor.execute(f"SELECT version_num FROM {VERSION_TABLE}")
+    try:
+        cursor.execute(f"SELECT version_num FROM {VERSION_TABLE}")
+    except Exception as error:  # of either driver
+        if "no such table" in str(error):
+            return None
+        raise
     row = cursor.fetchone()
     return None if row is None else str(row[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from asm_runtime import Event
 from asm_runtime.errors import StoreError, StoreUnavailable
 from asm_runtime.stores import SQLSessionStore
+from asm_runtime.stores.sql import database
 from tests.stores.sql.conftest import ROOT
 from tests.stores.sql.test_processes import NewNode
 
@@ -182,3 +184,23 @@ async def test_a_folder_that_cannot_be_looked_into_fails_the_write_and_no_more(
         await store.append_event(event())
     monkeypatch.setattr(os, "stat", stat)
     await store.append_event(event())
+
+
+async def test_the_log_shrinks_when_a_reader_who_held_it_up_lets_go(
+    file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "WAL_PAGES", 50)
+    monkeypatch.setattr(database, "LOG_BYTES", 400_000)
+    reader = await asyncio.to_thread(sqlite3.connect, file, isolation_level=None, check_same_thread=False)
+    async with SQLSessionStore(f"sqlite:///{file}", synchronous="NORMAL") as store:
+        await store.append_event(event())
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM asm_events").fetchone()
+        for _ in range(20):
+            await store.append_event(event().replace(data={"text": "x" * 100_000}))
+        assert (await asyncio.to_thread(os.stat, f"{file}-wal")).st_size > 2_000_000
+        reader.execute("COMMIT")
+        for _ in range(3):
+            await store.append_event(event())
+        assert (await asyncio.to_thread(os.stat, f"{file}-wal")).st_size <= 400_000
+    reader.close()

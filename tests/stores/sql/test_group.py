@@ -19,7 +19,7 @@ from asm_runtime.ports import ExecutionResult, Fence
 from asm_runtime.stores import SQLSessionStore
 from asm_runtime.stores.sql import operations, statements
 from asm_runtime.stores.sql.group import FORGET_EVERY, KEPT_CHANGES
-from asm_runtime.stores.sql.transaction import Cursor, Transaction
+from asm_runtime.stores.sql.transaction import MAX_CHANGE_BYTES, Cursor, Transaction
 
 
 def events(count: int, session_id: str = "s", **fields: Any) -> list[Event]:
@@ -297,6 +297,77 @@ async def test_a_store_that_missed_more_than_the_feed_keeps_reads_again_whatever
         assert await waiting == [stored]
 
 
+async def test_what_the_change_feed_keeps_is_bounded_in_bytes_and_wakes_all_the_same(
+    store: SQLSessionStore, file: str
+) -> None:
+    def widest(cursor: Cursor) -> int:
+        cursor.execute("SELECT max(length(session_ids)) FROM asm_changes")
+        return int(cursor.fetchone()[0])
+
+    async with SQLSessionStore(f"sqlite:///{file}") as other:
+        await store.append_event(*events(1, "other"))
+        waiting = asyncio.create_task(store.get_events("s700", wait_timeout_ms=60_000))
+        while not store._looks_soon:
+            await asyncio.sleep(0)
+        stored = await other.append_events([*(one for n in range(1000) for one in events(1, f"s{n}"))])
+        assert await waiting == [stored[700]]
+    assert await store._database.read(widest) <= MAX_CHANGE_BYTES
+
+
+async def test_a_change_is_told_of_by_name_to_who_has_looked_before(
+    store: SQLSessionStore, file: str
+) -> None:
+    """Nobody else reads again: that is what the feed is kept for."""
+    seen: list[list[str] | None] = []
+    take = store._writer.feed.take
+
+    def noted() -> list[str] | None:
+        seen.append(take())
+        return seen[-1]
+
+    store._writer.feed.take = noted  # type: ignore[method-assign]
+    async with SQLSessionStore(f"sqlite:///{file}") as other:
+        await store.append_event(*events(1, "mine"))
+        await other.append_events([*events(1, "a"), *events(1, "b")])
+        await other.append_event(*events(1, "c"))
+        await store.append_event(*events(1, "mine"))
+        await store.append_event(*events(1, "mine"))
+    assert [names if names is None else sorted(names) for names in seen] == [None, ["a", "b", "c"], []]
+
+
+async def test_a_commit_that_fails_is_not_acknowledged(store: SQLSessionStore, file: str) -> None:
+    """All its statements have succeeded: a constraint of the application is checked at the commit."""
+    await asyncio.to_thread(
+        execute_script,
+        file,
+        """
+        CREATE TABLE known (type TEXT PRIMARY KEY);
+        CREATE TABLE seen (type TEXT REFERENCES known DEFERRABLE INITIALLY DEFERRED);
+        CREATE TRIGGER of_the_application AFTER INSERT ON asm_events WHEN new.session_id = 'bad'
+        BEGIN INSERT INTO seen VALUES (new.type); END;
+        """,
+    )
+
+    def enforce(cursor: Cursor) -> None:
+        cursor.execute("PRAGMA foreign_keys = 1")
+
+    await store._database.write(enforce)
+    waiting = asyncio.create_task(store.get_events("bad", wait_timeout_ms=60_000))
+    with observed() as groups:
+        outcomes = await asyncio.gather(
+            store.append_event_with_sequence(*events(1)),
+            store.append_event_with_sequence(*events(1, "bad")),
+            store.append_event_with_sequence(*events(1)),
+            return_exceptions=True,
+        )
+    assert [type(outcome) for outcome in outcomes] == [Event, StoreError, Event]
+    assert not waiting.done()
+    assert sum(written for _, written in groups) == 2
+    assert [event.sequence_number for event in await store.get_events("s")] == [1, 2]
+    assert await store.get_latest_sequence("bad") == 0
+    waiting.cancel()
+
+
 async def test_an_own_commit_learns_of_those_of_others_before_it(store: SQLSessionStore, file: str) -> None:
     async with SQLSessionStore(f"sqlite:///{file}") as other:
         waiting = asyncio.create_task(store.get_events("s", run_id="r", wait_timeout_ms=60_000))
@@ -338,6 +409,12 @@ def execute(file: str, statement: str) -> None:
     connection = sqlite3.connect(file)
     with connection:
         connection.execute(statement)
+    connection.close()
+
+
+def execute_script(file: str, script: str) -> None:
+    connection = sqlite3.connect(file)
+    connection.executescript(script)
     connection.close()
 
 

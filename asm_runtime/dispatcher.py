@@ -32,8 +32,8 @@ RECOUNT_INTERVAL_S = 0.25
 RECOUNT_SHARE = 20
 """A recount of the queue comes no sooner than this, and than so many times what the last one took."""
 
-RECOUNT_SLICE = 1_000
-"""How many runs a recount looks at before the loop has a turn."""
+RECOUNT_PAGE = 500
+"""How many runs a recount reads at once."""
 
 STORE_GRACE_S = 1.0
 """How long the store may take to write what is decided, where somebody waits for no more than that."""
@@ -444,7 +444,8 @@ class Dispatcher:
         """Take the queue as the store has it: other servers submit, claim and cancel too.
 
         Reading it all after every change would make a long queue quadratic: it is read so seldom
-        that it costs a few percent of the time, and once more when things have calmed down.
+        that it costs a few percent of the time, and once more when things have calmed down. What is
+        queued again on a page that was read already is seen by the next one.
         """
         began = self._clock.monotonic()
         if began < self._recount_at:
@@ -452,11 +453,16 @@ class Dispatcher:
                 self._recount_timer = self._clock.call_later(self._recount_at - began, self._recount_due)
             return
         self.queue.count()
+        last: str | None = None
         try:
-            runs = await self._store.list_runs(self._session_id, status=RunStatus.PENDING)
-            for first in range(0, len(runs), RECOUNT_SLICE):
-                self.queue.saw(run.id for run in runs[first : first + RECOUNT_SLICE])
-                await asyncio.sleep(0)
+            while True:
+                runs = await self._store.list_runs(
+                    self._session_id, status=RunStatus.PENDING, limit=RECOUNT_PAGE, after=last
+                )
+                self.queue.saw(run.id for run in runs)
+                if len(runs) < RECOUNT_PAGE:
+                    break
+                last = runs[-1].id
         except BaseException:
             self.queue.stop_counting()
             raise

@@ -1,7 +1,9 @@
 """How many runs a second are submitted, started, executed and answered?
 
-Runs that report one event, through one slot and through four, one session. And whether the last of
-2 000 runs on one session are as fast as the first.
+Runs that report one event, through one slot and through four, one session. Whether the last of
+2 000 runs on one session are as fast as the first. And how many start a second from a long queue, while
+nobody submits and while 64 callers submit as fast as they can: a run takes four turns at the store, one
+after the other, which it shares with all the submissions that wait there at that moment.
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ import time
 from functools import partial
 from typing import Any
 
+from asm_runtime import SessionServer
+from asm_runtime.subscription import Subscription
 from benchmarks.harness import Harness
 from benchmarks.sessions import server_on
 from benchmarks.stores import memory_store, sqlite_store
@@ -38,6 +42,17 @@ async def measure(harness: Harness) -> None:
             harness.add(case, "first quarter", [first for first, _ in shares], unit="runs/s")
             harness.add(case, "last quarter", [last for _, last in shares], unit="runs/s")
             harness.ratio(case, "last quarter", "first quarter", at_least=0.8)
+        for name, each in (("memory", memory), ("SQLite FULL", store)):
+            case = f"starts through 16 slots, {name}"
+            await harness.compare(
+                case,
+                {
+                    "nobody submits": partial(start_rate, each, 0, runs),
+                    "64 submit": partial(start_rate, each, 64, runs),
+                },
+                unit="runs/s",
+            )
+            harness.ratio(case, "64 submit", "nobody submits", at_least=0.15)
 
 
 async def run_rate(store: Any, slots: int, runs: int) -> float:
@@ -59,3 +74,31 @@ async def first_and_last(store: Any, runs: int) -> tuple[float, float]:
             if number % quarter == 0:
                 marks.append(time.perf_counter())
     return quarter / (marks[1] - marks[0]), quarter / (marks[-1] - marks[-2])
+
+
+async def start_rate(store: Any, submitters: int, runs: int) -> float:
+    """Runs a second that are taken from a long queue, while so many callers submit to it."""
+    async with server_on(store, slots=16) as server:
+        await server.manager.pause_session(server.session_id)
+        await asyncio.gather(*(server.submit_run({"tokens": 0}) for _ in range(2 * runs)))
+        await server.manager.resume_session(server.session_id)
+        submitting = [asyncio.create_task(_submit_on_and_on(server)) for _ in range(submitters)]
+        async with server.subscribe(type="run_completed") as ended:
+            began = await _when(ended, runs // 2)
+            seconds = await _when(ended, runs - runs // 2) - began
+        for task in submitting:
+            task.cancel()
+        await asyncio.gather(*submitting, return_exceptions=True)
+    return (runs - runs // 2) / seconds
+
+
+async def _submit_on_and_on(server: SessionServer) -> None:
+    while True:
+        await server.submit_run({"tokens": 0})
+
+
+async def _when(ended: Subscription, runs: int) -> float:
+    """When so many more runs have ended."""
+    for _ in range(runs):
+        await anext(ended)
+    return time.perf_counter()

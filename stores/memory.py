@@ -7,7 +7,7 @@ from bisect import bisect_left, insort
 from collections.abc import Awaitable, Collection, Iterable, Sequence
 from datetime import datetime
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from asm_runtime import options
 from asm_runtime.actor import Actor
@@ -30,7 +30,7 @@ from asm_runtime.stores import rules
 from asm_runtime.stores.filters import EventFilter, byte_size
 from asm_runtime.stores.memory_log import EventLog
 from asm_runtime.stores.memory_runs import RunQueue
-from asm_runtime.stores.pace import Pace
+from asm_runtime.stores.pace import FEW, Pace, in_turns
 from asm_runtime.stores.waiters import EventWaiters, RevisionWaiters
 
 __all__ = ["InMemorySessionStore"]
@@ -226,7 +226,7 @@ class InMemorySessionStore(Actor):
         """See `SessionStore`."""
         session_status = rules.expected_session_status("expected_session_status", expected_session_status)
         run_status = rules.expected_run_status("expected_run_status", expected_run_status)
-        result = rules.checked_result(result, session_status, run_status)
+        result = await rules.checked_result(result, session_status, run_status)
         expected_session = rules.expected_row("expected_session", expected_session, result.session, Session)
         expected_run = rules.expected_row("expected_run", expected_run, result.run, Run)
         fence = rules.optional_fence(fence)
@@ -242,7 +242,7 @@ class InMemorySessionStore(Actor):
         expected_run_status: str | None,
         expected_session: Session | None = None,
         expected_run: Run | None = None,
-    ) -> list[Event]:
+    ) -> Any:
         session, run = result.session, result.run
         self._check_fence(fence)
         if run is not None:
@@ -263,7 +263,8 @@ class InMemorySessionStore(Actor):
             self._put_run(run)
         if session is not None:
             self._put_session(session)
-        return self._append(result.events)
+        events = result.events
+        return self._append(events) if len(events) <= FEW else self._append_many(events)
 
     # -- the log
 
@@ -278,33 +279,43 @@ class InMemorySessionStore(Actor):
 
     async def append_events(self, events: Sequence[Event], *, fence: Fence | None = None) -> list[Event]:
         """See `SessionStore`."""
-        result = ExecutionResult(events=rules.checked_events("events", events))
+        result = ExecutionResult(events=await rules.checked_events("events", events))
         return await self.call(self._flush, result, rules.optional_fence(fence), None, None)
 
     def _append(self, events: Sequence[Event]) -> list[Event]:
-        stored: list[Event] = []
         new: dict[str, list[Event]] = {}
-        for event in events:
-            session_id = event.session_id
-            session = self._session(session_id)
-            log = session.log
-            if log is None:
-                log = session.log = EventLog()
-            number = log.append(event)
-            if number is None:
-                stored.append(log.event(session_id, log.number_of(event.id)))
-                continue
-            event = event.replace(sequence_number=number)
-            stored.append(event)
-            if session_id in new:
-                new[session_id].append(event)
-            else:
-                new[session_id] = [event]
+        stored = [self._stored(event, new) for event in events]
+        self._tell(new)
+        return stored
+
+    async def _append_many(self, events: Sequence[Event]) -> list[Event]:
+        """As a handler it keeps the mailbox shut: nobody sees a part of them."""
+        new: dict[str, list[Event]] = {}
+        stored = await in_turns(lambda event: self._stored(event, new), events)
+        self._tell(new)
+        return stored
+
+    def _stored(self, event: Event, new: dict[str, list[Event]]) -> Event:
+        session_id = event.session_id
+        session = self._session(session_id)
+        log = session.log
+        if log is None:
+            log = session.log = EventLog()
+        number = log.append(event)
+        if number is None:
+            return log.event(session_id, log.number_of(event.id))
+        event = event.replace(sequence_number=number)
+        if session_id in new:
+            new[session_id].append(event)
+        else:
+            new[session_id] = [event]
+        return event
+
+    def _tell(self, new: dict[str, list[Event]]) -> None:
         for session_id, appended in new.items():
             self._readers.appended(session_id, appended)
         if new:
             observer().group_committed(1, sum(map(len, new.values())))
-        return stored
 
     async def get_events(
         self,

@@ -15,6 +15,7 @@ from asm_runtime import options
 from asm_runtime.errors import Conflict, InvalidTransition, LeaseLost, QueueFull, ValidationError
 from asm_runtime.ports import ExecutionResult
 from asm_runtime.records import Event, Fence, Run, RunStatus, Session, SessionStatus
+from asm_runtime.stores.pace import in_turns
 
 __all__ = [
     "ABSENT",
@@ -58,12 +59,12 @@ def checked(name: str, record: Any, kind: type[R]) -> R:
     return record.checked()
 
 
-def checked_events(name: str, events: Any) -> list[Event]:
+async def checked_events(name: str, events: Any) -> list[Event]:
     """Like `checked`, for a list or another sequence of events."""
     if not isinstance(events, Sequence) or isinstance(events, str | bytes):
         raise options.refused(name, events, "a sequence of events")
     items: Sequence[Any] = events  # pyright: ignore[reportUnknownVariableType]
-    return [checked(f"{name}[{index}]", event, Event) for index, event in enumerate(items)]
+    return await in_turns(lambda item: checked(f"{name}[{item[0]}]", item[1], Event), list(enumerate(items)))
 
 
 def checked_pending(run: Any) -> Run:
@@ -94,7 +95,7 @@ def optional_fence(fence: Any) -> Fence | None:
     return None if fence is None else checked_fence(fence)
 
 
-def checked_result(
+async def checked_result(
     result: Any, expected_session_status: str | None, expected_run_status: str | None
 ) -> ExecutionResult:
     """What `flush` is to write, in canonical form.
@@ -112,7 +113,7 @@ def checked_result(
     ):
         if part is None and expected is not None:
             raise ValidationError(f"expected_{name}_status needs a result.{name} to expect it of")
-    return ExecutionResult(session, run, checked_events("result.events", result.events))
+    return ExecutionResult(session, run, await checked_events("result.events", result.events))
 
 
 def expected_row(name: str, expected: R | None, written: R | None, kind: type[R]) -> R | None:

@@ -11,17 +11,30 @@ the loop: nothing here may be called from another thread.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from itertools import accumulate
 from typing import Any, Generic, Self, TypeVar, cast
 
 import msgspec
 
 from asm_runtime.clock import Clock, Timer
 from asm_runtime.observer import observer
+from asm_runtime.payload import encode
 from asm_runtime.records import Event
 from asm_runtime.stores.filters import EventFilter
+from asm_runtime.stores.pace import Pace
 
 __all__ = ["EventWaiter", "EventWaiters", "RevisionWaiter", "RevisionWaiters"]
+
+IN_HAND = 256
+BYTES_IN_HAND = 1024 * 1024
+"""How many new events, and how large ones, are handed to who waits; more they read from the store."""
+
+TOLD_AT_ONCE = 64
+"""How many are told of new events before the loop turns: each then has something to do."""
+
+_decode_events = msgspec.json.Decoder(list[Event]).decode
 
 T = TypeVar("T")
 W = TypeVar("W", bound="_Waiter[Any]")
@@ -165,12 +178,16 @@ class _Waiters(Generic[W]):
 class EventWaiter(_Waiter[list[Event]]):
     """One caller of `get_events`."""
 
-    __slots__ = ("_filter", "_head")
+    __slots__ = ("_filter", "_head", "_is_told", "_missed")
 
     def __init__(self, waiters: EventWaiters, session_id: str, filter: EventFilter) -> None:
         super().__init__(waiters, session_id)
         self._filter = filter
         self._head = 0
+        self._is_told = False
+        """Whether it is about to be told of new events."""
+        self._missed = False
+        """Whether others have come since."""
 
     def wait(self, head: int, deadline: float) -> Awaitable[list[Event] | None]:
         """Wait for matching events. The caller cancels the waiter afterwards, in a `finally`.
@@ -191,26 +208,70 @@ class EventWaiter(_Waiter[list[Event]]):
     def _at_end(self) -> list[Event]:
         return []
 
-    def _appended(self, events: Sequence[Event]) -> None:
-        first, last = cast(int, events[0].sequence_number), cast(int, events[-1].sequence_number)
+    def _appended(self, batch: _Batch) -> None:
+        missed, self._is_told, self._missed = self._missed, False, False
         if self._reply is None:
-            self._head = last  # whether its read has seen them, the read's head will tell
-            return
-        if last <= self._head:
-            return
-        if first != self._head + 1:
-            self._read_again()  # what lies between was appended by somebody else
-            return
-        wanted = self._filter.pick(events)
-        if wanted:
-            # Payloads are plain dicts: what one caller changes must not show at another's.
-            self._answer([event.checked() for event in wanted])
-        else:
-            self._head = last
+            self._head = batch.last  # whether its read has seen them, the read's head will tell
+        elif batch.last > self._head:
+            wanted = batch.picked(self._filter) if batch.first == self._head + 1 else None
+            if wanted:
+                self._answer(wanted)
+            elif wanted is None or missed:
+                self._read_again()  # what lies between, or came since, is not in hand
+            else:
+                self._head = batch.last
+        elif missed:
+            self._read_again()
+
+
+class _Batch:
+    """New events of one session, stored, in ascending order.
+
+    They are kept as text: each waiter is given payloads of its own, and who appended them may do with
+    his what he likes.
+    """
+
+    __slots__ = ("_events", "_texts", "first", "last")
+
+    def __init__(self, events: Sequence[Event]) -> None:
+        self.first = cast(int, events[0].sequence_number)
+        self.last = cast(int, events[-1].sequence_number)
+        self._events = events
+        self._texts: list[bytes] | None = None
+        if len(events) <= IN_HAND:
+            size = 0
+            self._texts = []
+            for event in events:
+                self._texts.append(encode(event))
+                size += len(self._texts[-1])
+                if size > BYTES_IN_HAND:
+                    self._texts = None
+                    break
+
+    def picked(self, filter: EventFilter) -> list[Event] | None:
+        """What a filter wants of them; None: they are too many, or too large, to be in hand."""
+        if self._texts is None:
+            return None
+        wanted = [
+            text for event, text in zip(self._events, self._texts, strict=True) if filter.matches(event)
+        ]
+        if filter.order == "desc":
+            wanted.reverse()
+        wanted = wanted[: filter.limit]
+        if filter.max_bytes is not None:
+            sizes = accumulate(map(len, wanted))
+            wanted = wanted[: max(1, sum(size <= filter.max_bytes for size in sizes))]
+        return _decode_events(b"[" + b",".join(wanted) + b"]") if wanted else []
 
 
 class EventWaiters(_Waiters[EventWaiter]):
     """Who waits for events, see the module."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(clock)
+        self._to_tell: deque[tuple[EventWaiter, _Batch]] = deque()
+        """A waiter is in it once at most."""
+        self._is_telling = False
 
     async def read_or_wait(
         self,
@@ -251,9 +312,31 @@ class EventWaiters(_Waiters[EventWaiter]):
 
     def appended(self, session_id: str, events: Sequence[Event]) -> None:
         """Hand new events of that session, stored, in ascending order, to those who wait for them."""
-        if events:
-            for waiter in self._of(session_id):
-                waiter._appended(events)
+        waiters = self._of(session_id) if events else []
+        if not waiters:
+            return
+        batch = _Batch(events)
+        for waiter in waiters:
+            if waiter._is_told:
+                waiter._missed = True  # it has not heard of the last ones yet
+            else:
+                waiter._is_told = True
+                self._to_tell.append((waiter, batch))
+        if not self._is_telling:
+            self._tell()
+
+    def _tell(self) -> None:
+        """Tell a few; then the loop turns, and those who are told have theirs."""
+        pace = Pace()
+        for _ in range(min(TOLD_AT_ONCE, len(self._to_tell))):
+            waiter, batch = self._to_tell.popleft()
+            if waiter._waiters is not None:
+                waiter._appended(batch)
+            if pace.is_over:
+                break
+        self._is_telling = bool(self._to_tell)
+        if self._is_telling:
+            asyncio.get_running_loop().call_soon(self._tell)
 
 
 class RevisionWaiter(_Waiter[int]):

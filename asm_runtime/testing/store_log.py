@@ -124,6 +124,29 @@ class LogCase(StoreCase):
         newest = await store.get_events("s", type="custom", limit=1100, order="desc")
         assert ids(newest) == ids(batch[:-1101:-1])
 
+    async def test_others_have_their_turn_while_a_large_batch_is_stored(self, store: StoreUnderTest) -> None:
+        batch = events(5000, data={"list": [1] * 200})
+        storing = asyncio.create_task(store.append_events(batch))
+        turns = 0
+        while not storing.done():
+            await asyncio.sleep(0)
+            turns += 1
+        assert turns >= 10
+        assert numbers(await storing) == list(range(1, 5001))
+        assert numbers(await store.get_events("s", order="desc", limit=2)) == [5000, 4999]
+
+    async def test_nobody_sees_a_part_of_a_large_batch(self, store: StoreUnderTest) -> None:
+        async def look() -> int:
+            return len(await store.get_events("s"))
+
+        storing = asyncio.create_task(store.append_events(events(2000)))
+        seen: set[int] = set()
+        while not storing.done():
+            seen.add(await look())
+            await asyncio.sleep(0)
+        assert seen <= {0, 2000}
+        assert await look() == 2000
+
     async def test_numbers_have_no_gap_under_concurrency(self, store: StoreUnderTest) -> None:
         async def writer(name: str) -> list[Event]:
             mine: list[Event] = []

@@ -19,6 +19,7 @@ from asm_runtime.ports import ExecutionResult, ExpectedStatus, Order
 from asm_runtime.records import Event, EventType, Fence, Run, RunStatus, Session, SessionStatus
 from asm_runtime.stores import rules
 from asm_runtime.stores.filters import EventFilter
+from asm_runtime.stores.pace import in_turns
 from asm_runtime.stores.sql import forks, operations, reading
 from asm_runtime.stores.sql.group import Outcome, Writer
 from asm_runtime.stores.sql.paging import Pages
@@ -379,11 +380,11 @@ class SQLSessionStore(GroupActor):
         """See `SessionStore`."""
         session_status = rules.expected_session_status("expected_session_status", expected_session_status)
         run_status = rules.expected_run_status("expected_run_status", expected_run_status)
-        result = rules.checked_result(result, session_status, run_status)
+        result = await rules.checked_result(result, session_status, run_status)
         expected_session = rules.expected_row("expected_session", expected_session, result.session, Session)
         expected_run = rules.expected_row("expected_run", expected_run, result.run, Run)
         fence = rules.optional_fence(fence)
-        rows = [event_row(event) for event in result.events]
+        rows = await in_turns(event_row, result.events)
         if result.run is not None:
             await self._known_alive(result.run.owner)
         return await self._write(
@@ -403,7 +404,7 @@ class SQLSessionStore(GroupActor):
 
     async def append_events(self, events: Sequence[Event], *, fence: Fence | None = None) -> list[Event]:
         """See `SessionStore`."""
-        rows = [event_row(event) for event in rules.checked_events("events", events)]
+        rows = await in_turns(event_row, await rules.checked_events("events", events))
         return await self._write(operations.append, rows, rules.optional_fence(fence))
 
     async def get_events(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -89,10 +90,10 @@ def test_a_fence_holds_only_for_its_attempt_while_that_runs() -> None:
         lambda: rules.checked("session", RUN, Session),
         lambda: rules.checked("session", None, Session),
         lambda: rules.checked("event", {"id": "e"}, Event),
-        lambda: rules.checked_events("events", None),
-        lambda: rules.checked_events("events", "ab"),
-        lambda: rules.checked_events("events", [None]),
-        lambda: rules.checked_events("events", Event.new(type="custom", session_id="s")),
+        lambda: asyncio.run(rules.checked_events("events", None)),
+        lambda: asyncio.run(rules.checked_events("events", "ab")),
+        lambda: asyncio.run(rules.checked_events("events", [None])),
+        lambda: asyncio.run(rules.checked_events("events", Event.new(type="custom", session_id="s"))),
         lambda: rules.checked_pending(RUN.with_status("running")),
         lambda: rules.checked_fence(None),
         lambda: rules.optional_fence(("s", "r", 1)),
@@ -103,10 +104,10 @@ def test_a_fence_holds_only_for_its_attempt_while_that_runs() -> None:
         lambda: rules.expected_run_status("expected_status", "active"),
         lambda: rules.expected_run_status("expected_status", []),
         lambda: rules.expected_run_status("expected_status", ""),
-        lambda: rules.checked_result({}, None, None),
-        lambda: rules.checked_result(ExecutionResult(run=RUN), "active", None),
-        lambda: rules.checked_result(ExecutionResult(session=SESSION), None, "running"),
-        lambda: rules.checked_result(ExecutionResult(events=None), None, None),  # type: ignore[arg-type]
+        lambda: asyncio.run(rules.checked_result({}, None, None)),
+        lambda: asyncio.run(rules.checked_result(ExecutionResult(run=RUN), "active", None)),
+        lambda: asyncio.run(rules.checked_result(ExecutionResult(session=SESSION), None, "running")),
+        lambda: asyncio.run(rules.checked_result(ExecutionResult(events=None), None, None)),  # type: ignore[arg-type]
     ],
 )
 def test_a_wrong_argument_is_refused(check: Any) -> None:

@@ -14,7 +14,13 @@ from asm_runtime.errors import ValidationError
 from asm_runtime.observer import Observer, set_observer
 from asm_runtime.records import Event
 from asm_runtime.stores.filters import EventFilter
-from asm_runtime.stores.waiters import EventWaiters, RevisionWaiters
+from asm_runtime.stores.waiters import (
+    BYTES_IN_HAND,
+    IN_HAND,
+    TOLD_AT_ONCE,
+    EventWaiters,
+    RevisionWaiters,
+)
 from asm_runtime.testing import JumpingClock
 
 NOON = datetime(2024, 1, 1, 12, tzinfo=UTC)
@@ -379,3 +385,113 @@ async def test_a_parked_waiter_is_small() -> None:
     waiters.stop()
     revisions.stop()
     await asyncio.gather(*runs, *answers)
+
+
+# -- many who wait, and much that comes
+
+
+async def told(waiters: EventWaiters) -> int:
+    """Let the loop turn until everybody has been told; how often it had to."""
+    turns = 0
+    while waiters._is_telling:
+        await asyncio.sleep(0)
+        turns += 1
+    return turns
+
+
+def waiting(waiters: EventWaiters, count: int, **filter: Any) -> list[asyncio.Future[list[Event] | None]]:
+    registered = [waiters.register("s", EventFilter.checked(**filter)) for _ in range(count)]
+    return [asyncio.ensure_future(waiter.wait(0, 1.0)) for waiter in registered]
+
+
+async def test_many_are_told_in_turns_of_the_loop_and_each_gets_payloads_of_its_own(
+    waiters: EventWaiters,
+) -> None:
+    answers = waiting(waiters, 300)
+    given = events([1, 2], data={"list": []})
+    waiters.appended("s", given)
+    given[0].data["list"].append(1)  # whoever appended them may do that now
+    assert sum(answer.done() for answer in answers) == TOLD_AT_ONCE
+    assert await told(waiters) >= 3
+    for answer in answers:
+        found = await answer
+        assert found is not None
+        assert [event.data for event in found] == [{"list": []}, {"list": []}]
+        found[0].data["list"].append(2)
+    assert len(waiters) == 0
+
+
+async def test_what_comes_while_others_are_told_is_missed_by_nobody(waiters: EventWaiters) -> None:
+    answers = waiting(waiters, 100, run_id="a") + waiting(waiters, 100)
+    waiters.appended("s", events([1], run_id="b"))
+    waiters.appended("s", events([2], run_id="a"))
+    waiters.appended("s", events([3], run_id="a"))
+    await told(waiters)
+    found = [await answer for answer in answers]
+    # The first were told of each; the later ones only of the first, and look for themselves.
+    assert {str(numbers(one)) for one in found[:100]} == {"[2]", "None"}
+    assert [numbers(one) for one in found[100:]] == [[1]] * 100
+
+
+async def test_who_is_about_to_be_told_may_leave(waiters: EventWaiters) -> None:
+    registered = [waiters.register("s", EVERYTHING) for _ in range(100)]
+    answers = [asyncio.ensure_future(waiter.wait(0, 1.0)) for waiter in registered]
+    waiters.appended("s", events([1]))
+    registered[99].cancel()
+    answers[98].cancel()
+    await told(waiters)
+    assert not answers[99].done()
+    assert [numbers(await answer) for answer in answers[:98]] == [[1]] * 98
+    answers[99].cancel()
+
+
+async def test_a_deletion_ends_who_has_not_been_told_yet(waiters: EventWaiters) -> None:
+    answers = waiting(waiters, 100)
+    waiters.appended("s", events([1]))
+    waiters.deleted("s")
+    await told(waiters)
+    assert [numbers(await answer) for answer in answers[64:]] == [[]] * 36
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        events(range(1, IN_HAND + 2)),
+        events([1, 2, 3], data={"text": "x" * (BYTES_IN_HAND // 2)}),
+    ],
+    ids=["many", "large"],
+)
+async def test_what_is_too_much_to_hold_is_read_from_the_store(
+    waiters: EventWaiters, batch: list[Event]
+) -> None:
+    answers = waiting(waiters, 3)
+    waiters.appended("s", batch)
+    await told(waiters)
+    assert [await answer for answer in answers] == [None] * 3
+
+
+async def test_as_much_as_may_be_is_handed_over(waiters: EventWaiters) -> None:
+    (answer,) = waiting(waiters, 1)
+    batch = events(range(1, IN_HAND + 1))
+    waiters.appended("s", batch)
+    assert await answer == batch
+
+
+async def test_a_picked_batch_is_what_the_filter_picks(waiters: EventWaiters) -> None:
+    batch = [
+        event.replace(run_id="ab"[index % 2], timestamp=NOON + timedelta(seconds=index))
+        for index, event in enumerate(events(range(1, 9)))
+    ]
+    filters: list[dict[str, Any]] = [
+        {"run_id": "a"},
+        {"run_id": "a", "limit": 2},
+        {"order": "desc", "limit": 3},
+        {"since": NOON + timedelta(seconds=3), "order": "desc"},
+        {"max_bytes": 500},
+        {"max_bytes": 1, "order": "desc"},
+        {"before": 3},
+    ]
+    for filter in filters:
+        (answer,) = waiting(waiters, 1, **filter)
+        waiters.appended("s", batch)
+        assert await answer == EventFilter.checked(**filter).pick(batch) != []

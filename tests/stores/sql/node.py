@@ -32,6 +32,11 @@ async def obey(store: SQLSessionStore, command: str, *args: str) -> None:
             for _ in range(int(count)):
                 await store.append_event_with_sequence(Event.new(type="custom", session_id=session))
             say("appended")
+        case "append-told":
+            session, count = args
+            batch = [Event.new(type="custom", session_id=session) for _ in range(int(count))]
+            await asyncio.gather(*map(store.append_event, batch))
+            say(*(event.id for event in batch))
         case "append-until-killed":
             while True:
                 stored = await store.append_event_with_sequence(Event.new(type="custom", session_id=args[0]))

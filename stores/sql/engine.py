@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from asm_runtime import options
 from asm_runtime.errors import DependencyMissing, StoreError, StoreUnavailable
 from asm_runtime.stores.sql import errors, forks, version
+from asm_runtime.stores.sql.files import DatabaseFiles
 from asm_runtime.stores.sql.nodes import Nodes
 from asm_runtime.stores.sql.opening import connect, is_ready, prepare_file
 from asm_runtime.stores.sql.transaction import Cursor
@@ -27,6 +28,9 @@ __all__ = ["EngineDatabase"]
 
 BUSY_TIMEOUT_MS = 10_000
 """How long the preparation of a file waits for locks of others; later the engine's own setting holds."""
+
+LOOK_SECONDS = 0.05
+"""How often a write looks whether the file is still in its place: the look takes a thread."""
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -62,6 +66,7 @@ class EngineDatabase:
         self._node_id: str | None = None
         self._nodes: Nodes | None = None
         """None: it is in memory."""
+        self._files: DatabaseFiles | None = None
         self._writing = asyncio.Lock()
         self._reading: asyncio.Lock | None = None
         """In memory the one for writing: on its one connection, everything takes turns."""
@@ -131,10 +136,14 @@ class EngineDatabase:
 
     def _prepare_file(self, path: str, nodes: Nodes) -> None:
         """On a connection beside the engine's: it takes a lock and reads scripts."""
+        files = DatabaseFiles(path, self.name)
+        files.before_connecting()
         with closing(connect(path, BUSY_TIMEOUT_MS)) as connection:
             ready = is_ready(connection.cursor(), self.name, migrate=self._migrate)
         if not ready:
             prepare_file(path, self.name, nodes, busy_timeout_ms=BUSY_TIMEOUT_MS)
+        files.opened(with_log=False)  # which the pool may close and open again
+        self._files = files
 
     async def _in_thread(self, job: Callable[[*Ts], T], *args: *Ts) -> T:
         """Do what may touch the disk."""
@@ -159,7 +168,10 @@ class EngineDatabase:
 
     async def _in_turn(self, turn: asyncio.Lock | None, job: Callable[[Connection, *Ts], T], *args: *Ts) -> T:
         async with nullcontext() if turn is None else turn:
-            return await self._on_connection(job, *args)
+            result = await self._on_connection(job, *args)
+            if turn is self._writing and self._files is not None and not self._files.is_fresh(LOOK_SECONDS):
+                await self._in_thread(self._files.check)
+            return result
 
     async def _on_connection(self, job: Callable[[Connection, *Ts], T], *args: *Ts) -> T:
         with self._translating():

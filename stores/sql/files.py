@@ -89,16 +89,21 @@ class DatabaseFiles:
                 f"{self._path}-shm away; if it is the same database after all, remove {self._record}"
             )
 
-    def opened(self) -> None:
+    def opened(self, *, with_log: bool = True) -> None:
         """Remember the files as they are now that a connection is open.
+
+        Args:
+            with_log: Whether the connection stays open, and the log with it.
 
         Raises:
             StoreUnavailable: The file was replaced meanwhile.
         """
-        found = {part: os.stat(self._path + part) for part in _PARTS}
+        found = {part: os.stat(self._path + part) for part in (_PARTS if with_log else [""])}
         if self._before not in (None, found[""].st_ino):
             raise StoreUnavailable(f"{self._name} was replaced while it was being opened")
         self._opened = {part: (one.st_dev, one.st_ino) for part, one in found.items()}
+        if not with_log:
+            return
         numbers = found[""].st_ino, found["-wal"].st_ino
         if self._numbers_of_log() != numbers:
             with suppress(OSError):  # whoever owns the database may have kept the folder to himself
@@ -129,6 +134,10 @@ class DatabaseFiles:
                 "the store, see what is there, and start it again",
                 details={"database": self._name},
             )
+
+    def is_fresh(self, seconds: float) -> bool:
+        """Whether the last check is no older, and all was in its place."""
+        return self._lost is None and time.monotonic() - self._checked <= seconds
 
     def may_be_closed(self) -> bool:
         """Whether nothing of another database stands in their places, which the last close would delete."""

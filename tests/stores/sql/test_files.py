@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from asm_runtime import Event
 from asm_runtime.errors import StoreError, StoreUnavailable
 from asm_runtime.stores import SQLSessionStore
-from asm_runtime.stores.sql import database
+from asm_runtime.stores.sql import database, engine
 from tests.stores.sql.conftest import ROOT
 from tests.stores.sql.test_processes import NewNode
 
@@ -204,3 +205,31 @@ async def test_the_log_shrinks_when_a_reader_who_held_it_up_lets_go(
             await store.append_event(event())
         assert (await asyncio.to_thread(os.stat, f"{file}-wal")).st_size <= 400_000
     reader.close()
+
+
+@pytest.mark.parametrize("how", ["deleted", "replaced"])
+async def test_an_engine_acknowledges_nothing_either(
+    file: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "LOOK_SECONDS", 0)
+    made = await asyncio.to_thread(create_async_engine, f"sqlite+aiosqlite:///{file}")
+    async with SQLSessionStore(made) as store:
+        await store.append_event(event())
+        if how == "deleted":
+            await asyncio.to_thread(os.unlink, file)
+        else:
+            await asyncio.to_thread(shutil.copy, file, f"{file}-copy")
+            await asyncio.to_thread(os.replace, f"{file}-copy", file)
+        for _ in range(2):
+            with pytest.raises(StoreError, match=f"database file was {how} while it was open"):
+                await store.append_event(event())
+    await made.dispose()
+
+
+async def test_an_engine_is_refused_a_file_with_two_names(file: str) -> None:
+    assert await numbers(file) == []
+    await asyncio.to_thread(os.link, file, f"{file}-other")
+    made = await asyncio.to_thread(create_async_engine, f"sqlite+aiosqlite:///{file}")
+    with pytest.raises(StoreError, match="has 2 names"):
+        await SQLSessionStore(made).start()
+    await made.dispose()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import hashlib
 import logging
 import os
 import signal
@@ -91,10 +92,14 @@ class ProcessGroup:
         interrupt_grace_ms: From SIGINT to SIGTERM.
         terminate_grace_ms: From SIGTERM to SIGKILL.
         drain_grace_ms: How long output is read once the process has exited and others hold the pipes.
+        name: What it is called on this machine while anybody of it lives, in whatever program's hands.
+        waits: Until nobody of another process of that name lives, a few seconds at most. Only on Linux.
         clock: Where the graces come from.
 
     Attributes:
         pid: Its id, which is that of its group and session.
+        started: When it was started, in clock ticks since the boot; 0 where that is not known. With the
+            pid and the boot it is unique.
         returncode: Behind the block: the exit code, or minus the signal that ended it; None if nobody
             knows, because somebody killed the helper that would.
     """
@@ -111,6 +116,8 @@ class ProcessGroup:
         interrupt_grace_ms: int = 2_000,
         terminate_grace_ms: int = 2_000,
         drain_grace_ms: int = 500,
+        name: str = "",
+        waits: bool = False,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         if not os.path.isabs(cwd):
@@ -122,6 +129,9 @@ class ProcessGroup:
         self._env = dict(env)
         self._executable = executable
         self._identity = identity
+        self._name = name
+        self._waits = waits
+        self.started = 0
         self._stdin = stdin
         self._interrupt_grace_s = interrupt_grace_ms / 1000
         self._terminate_grace_s = terminate_grace_ms / 1000
@@ -262,6 +272,10 @@ class ProcessGroup:
             identity=self._identity,
             cwd=os.fsencode(self._cwd),
             env={os.fsencode(name): os.fsencode(value) for name, value in self._env.items()},
+            name=hashlib.blake2b(self._name.encode(), digest_size=16).hexdigest().encode()
+            if self._name
+            else b"",
+            waits=self._waits,
         )
         try:
             await self._loop.sock_sendall(self._shim, asked)
@@ -283,7 +297,7 @@ class ProcessGroup:
             kind, first, second = shim.MESSAGE.unpack_from(self._said)
             self._said = self._said[shim.MESSAGE.size :]
             if kind == shim.STARTED:
-                self.pid = first
+                self.pid, self.started = first, second
             elif kind == shim.FAILED:
                 self._failure = OSError(first, os.strerror(first), self._cwd if second else None)
                 self._on_gone(free=True)
@@ -479,6 +493,7 @@ _START_ERRORS: dict[int, tuple[type[AsmError], str]] = {
     errno.E2BIG: (ValidationError, "the arguments or the environment are longer than the system allows"),
     errno.EAGAIN: (ProviderUnavailable, "the system starts no more processes: {reason}"),
     errno.ENOMEM: (ProviderUnavailable, "the system starts no more processes: {reason}"),
+    errno.EBUSY: (ProviderUnavailable, "processes of an earlier attempt are still alive"),
     errno.EMFILE: (ProviderUnavailable, "the system opens no more files: {reason}"),
     errno.ENFILE: (ProviderUnavailable, "the system opens no more files: {reason}"),
     errno.ENOSPC: (ProviderUnavailable, "there is no room for the input: {reason}"),

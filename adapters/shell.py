@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import json
 import os
 import signal
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 from asm_runtime import options
 from asm_runtime.adapters.command import (
@@ -177,7 +180,7 @@ class ShellAdapter:
         execution = _Execution(command)
         self._executions[execution] = run.id
         try:
-            return await self._execute(execution, context.emit)
+            return await self._execute(execution, run, context)
         finally:
             del self._executions[execution]
 
@@ -191,10 +194,10 @@ class ShellAdapter:
         if len(meant) == 1:
             meant[0].cancel()
 
-    async def _execute(self, execution: _Execution, emit: Emit) -> ProviderResult:
-        command = execution.command
+    async def _execute(self, execution: _Execution, run: Run, context: RunContext) -> ProviderResult:
+        command, emit = execution.command, context.emit
         env = self._inherited() | self._env | command.env
-        launch, cwd = await on_a_thread(self._prepared, command, env["PATH"])
+        launch, cwd, boot = await on_a_thread(self._prepared, command, env["PATH"])
         call: JsonObject = {"tool_call_id": new_id("call_"), "tool_name": "shell"}
         output = _Output(emit, self._clock, **self._bounds)
         began = self._clock.monotonic()
@@ -205,12 +208,19 @@ class ShellAdapter:
             cwd=cwd,
             env=env,
             stdin=command.stdin.encode(),
+            # An earlier attempt may have died a moment ago, and its processes be about to.
+            name=json.dumps([run.session_id, run.id]),
+            waits=context.attempt > 1,
             clock=self._clock,
             **self._graces,
         ) as process:
             with execution.of(process, self._clock):
                 await emit(EventType.RUN_STARTED, {**command.shown, "cwd": cwd, "pid": process.pid})
-                await emit(EventType.TOOL_CALL_STARTED, {**call, "tool_input": {**command.shown, "cwd": cwd}})
+                await emit(
+                    EventType.TOOL_CALL_STARTED,
+                    {**call, "tool_input": {**command.shown, "cwd": cwd}},
+                    metadata={"process": {"pid": process.pid, "started": process.started, "boot": boot}},
+                )
                 await output.report(process)
         facts: JsonObject = {
             **_exit_facts(process.returncode),
@@ -243,8 +253,12 @@ class ShellAdapter:
             if any(fnmatchcase(name, pattern) for pattern in self._inherit_env)
         }
 
-    def _prepared(self, command: Command, path: str) -> tuple[Launch, str]:
-        """On a thread, for it looks at files: what to execute, and where."""
+    def _prepared(self, command: Command, path: str) -> tuple[Launch, str, str | None]:
+        """On a thread, for it looks at files: what to execute, where, and in which life of the machine."""
+        launch, cwd = self._launch(command, path)
+        return launch, cwd, _boot()
+
+    def _launch(self, command: Command, path: str) -> tuple[Launch, str]:
         cwd = os.path.abspath(self._cwd)
         if command.cwd is not None:
             cwd = os.path.join(cwd, command.cwd)
@@ -386,6 +400,15 @@ class _Output:
     def stderr_tail(self) -> str:
         """The end of stderr."""
         return self._tail.text()
+
+
+@functools.cache
+def _boot() -> str | None:
+    """This life of the machine; None where it has no name."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return None
 
 
 def _exit_facts(returncode: int | None) -> JsonObject:

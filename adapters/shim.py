@@ -86,6 +86,8 @@ def request(
     identity: tuple[int, int] | None = None,
     cwd: bytes = b"/",
     env: Mapping[bytes, bytes] = {},
+    name: bytes = b"",
+    waits: bool = False,
     ends: int = 0,
 ) -> bytes:
     """What a shim is to do.
@@ -96,9 +98,11 @@ def request(
         identity: Device and inode that it must have.
         cwd: The command's directory.
         env: Its whole environment.
+        name: What the command is called among the shims of this machine, while anybody of it lives.
+        waits: Until nobody of another command of that name lives, for `DEATH_S` at most.
         ends: Start nothing, but end the session of this number, whose shim was killed.
     """
-    body = marshal.dumps((ends, list(argv), executable, identity, cwd, dict(env)), 2)
+    body = marshal.dumps((ends, list(argv), executable, identity, cwd, dict(env), name, waits), 2)
     return _LENGTH.pack(len(body)) + body
 
 
@@ -144,6 +148,7 @@ class _Shim:
         self._adopts = _prctl(_PR_SET_CHILD_SUBREAPER, 1)
         self._leader = 0
         self._status: int | None = None
+        self._name: socket.socket | None = None
         # A child's end must wake the poll below: by a byte in a pipe, as in the loop of asyncio.
         self._bell, ringing = os.pipe()
         for end in (self._bell, ringing):
@@ -157,12 +162,16 @@ class _Shim:
     def run(self) -> None:
         """One command after the other."""
         while (asked := self._asked()) is not None:
-            files, (ends, argv, executable, identity, cwd, env) = asked
+            files, (ends, argv, executable, identity, cwd, env, name, waits) = asked
             self._leader, self._status = ends, None
-            failure = None if ends else self._start(files, argv, executable, identity, cwd, env)
+            if not ends and not self._take_name(name, waits=waits):
+                failure: tuple[int, int] | None = (errno.EBUSY, 0)
+            else:
+                failure = None if ends else self._start(files, argv, executable, identity, cwd, env)
             for file in files:
                 os.close(file)
             if failure is not None:
+                self._drop_name()
                 self._tell(FAILED, *failure)
                 continue
             if ends:
@@ -172,6 +181,7 @@ class _Shim:
                 self._tell(STARTED, self._leader, _started(self._leader))
                 everyone = self._hold()
             left = self._end(everyone=everyone)
+            self._drop_name()
             self._tell(GONE, self._exit_status(), left)
             if left:
                 return
@@ -209,6 +219,35 @@ class _Shim:
             self._connection.sendall(MESSAGE.pack(kind, first, second))
         except OSError:
             pass  # nobody listens any more
+
+    # -- the name
+
+    def _take_name(self, name: bytes, *, waits: bool) -> bool:
+        """Have the name, if need be when its owner has gone; the kernel takes it from one that is killed.
+        Whether the command may begin: only Linux has such names, and who does not wait needs none.
+        """
+        if not name or sys.platform != "linux":
+            return True
+        patience = time.monotonic() + DEATH_S
+        holder = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        while True:
+            try:
+                holder.bind(b"\0asm-shim-" + name)
+                self._name = holder
+                return True
+            except OSError as error:
+                over = error.errno != errno.EADDRINUSE or not waits
+                if over or time.monotonic() > patience:
+                    holder.close()
+                    return over
+            if select.select([self._connection], [], [], 0.005)[0]:
+                holder.close()  # nobody wants the command any more
+                return False
+
+    def _drop_name(self) -> None:
+        if self._name is not None:
+            self._name.close()
+            self._name = None
 
     # -- the command
 

@@ -6,6 +6,8 @@ import asyncio
 from datetime import datetime
 from typing import Any
 
+import msgspec
+
 from asm_runtime.payload import JsonObject, canonical_object
 from asm_runtime.ports import ProviderAdapter, ProviderResult, RunContext
 from asm_runtime.records import EventType, Run, Session
@@ -16,6 +18,7 @@ class Recording:
 
     Attributes:
         events: What was emitted, in order: type and data.
+        metadata: Its metadata, in the same order.
         room: While it is cleared, `emit` waits, as with a full buffer.
     """
 
@@ -26,12 +29,20 @@ class Recording:
         self.run = Run.new(session_id=self.session.id, input=input, id=run_id)
         self.context = RunContext(emit=self._emit, attempt=1, adapter_opts=adapter_opts or {})
         self.events: list[tuple[EventType, JsonObject]] = []
+        self.metadata: list[JsonObject] = []
         self.room = asyncio.Event()
         self.room.set()
         self._emitted = asyncio.Event()
 
     async def of(self, adapter: ProviderAdapter) -> ProviderResult:
         return await adapter.execute(self.run, self.session, self.context)
+
+    def next_attempt(self) -> Recording:
+        """The same run, once more."""
+        again = Recording(self.run.input, run_id=self.run.id)
+        again.session, again.run = self.session, self.run
+        again.context = msgspec.structs.replace(again.context, attempt=self.context.attempt + 1)
+        return again
 
     def begin(self, adapter: ProviderAdapter) -> asyncio.Task[ProviderResult]:
         return asyncio.create_task(self.of(adapter))
@@ -70,5 +81,6 @@ class Recording:
         kept = canonical_object(data, "data")
         await self.room.wait()
         self.events.append((EventType(type), kept))
+        self.metadata.append(canonical_object(metadata, "metadata"))
         self._emitted.set()
         self._emitted = asyncio.Event()

@@ -122,6 +122,41 @@ async def test_standard_input_is_empty_unless_given(footprint: Footprint) -> Non
     assert (await Recording({"command": "cat; echo end"}).of(adapter(footprint))).output["content"] == "end\n"
 
 
+async def test_where_the_process_is_found_is_reported_when_it_starts(footprint: Footprint) -> None:
+    recording = Recording({"command": "cat /proc/$$/stat /proc/sys/kernel/random/boot_id"})
+    result = await recording.of(adapter(footprint))
+    stat, boot = result.output["content"].splitlines()
+    place = recording.types().index("tool_call_started")
+    assert recording.metadata[place] == {
+        "process": {"pid": int(stat.split()[0]), "started": int(stat.split()[21]), "boot": boot}
+    }
+
+
+async def test_a_new_attempt_begins_when_the_processes_of_the_last_are_gone(
+    footprint: Footprint, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    script = (
+        f"trap 'echo ended >>{log}; exit' INT; echo began >>{log}; echo ready; while :; do sleep 0.01; done"
+    )
+    first = Recording({"command": script})
+    second = first.next_attempt()
+    running = first.begin(adapter(footprint))
+    await first.until(EventType.MESSAGE_STREAMED, "ready")
+    requeued = second.begin(other := adapter(footprint))
+    await Recording("true").of(adapter(footprint))  # another run is not held up
+    await asyncio.gather(*(Recording("true").of(other) for _ in range(3)))
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    await second.until(EventType.MESSAGE_STREAMED, "ready")
+    requeued.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await requeued
+    assert log.read_text().split() == ["began", "ended", "began", "ended"]
+    footprint.assert_nothing_is_left()
+
+
 # -- how a run fails
 
 

@@ -264,6 +264,72 @@ else:
     assert await said_by(setup, "echo one") == "warm\none\none\n"
 
 
+# -- one at a time of each name
+
+
+async def test_a_process_that_waits_begins_when_nobody_of_its_name_is_left(
+    footprint: Footprint, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+
+    async def second() -> None:
+        async with shell(f"echo began >>{log}", footprint, name="a", waits=True) as process:
+            await output_of(process)
+
+    script = f"trap 'echo ended >>{log}; exit' INT; echo ready; while :; do sleep 0.01; done"
+    async with shell(script, footprint, name="a") as process:
+        await until_ready(process)
+        waiting = asyncio.create_task(second())
+        async with shell("true", footprint, name="b", waits=True) as another:
+            await output_of(another)
+        async with shell("true", footprint, name="a") as another:  # who does not wait is not held up
+            await output_of(another)
+    await waiting
+    assert log.read_text() == "ended\nbegan\n"
+    footprint.assert_nothing_is_left()
+
+
+async def test_a_process_that_waits_in_vain_is_not_started(
+    footprint: Footprint, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, new_helpers: None
+) -> None:
+    impatient = tmp_path / "impatient.py"
+    patient = Path(shim.__file__).read_text()  # noqa: ASYNC240
+    impatient.write_text(patient.replace("DEATH_S = 5.0", "DEATH_S = 0.02"))
+    monkeypatch.setattr(fork_server, "_PROGRAM", impatient)
+    async with shell("echo ready; sleep 1000", footprint, name="a", interrupt_grace_ms=0) as process:
+        await until_ready(process)
+        with pytest.raises(ProviderUnavailable, match="earlier attempt"):
+            async with shell("true", footprint, name="a", waits=True):
+                pass
+    footprint.assert_nothing_is_left()
+
+
+async def test_a_process_that_waits_can_be_cancelled(footprint: Footprint) -> None:
+    async def second() -> None:
+        async with shell("true", footprint, name="a", waits=True):
+            pass
+
+    async with shell("echo ready; sleep 1000", footprint, name="a", interrupt_grace_ms=0) as process:
+        await until_ready(process)
+        waiting = asyncio.create_task(second())
+        for _ in range(20):
+            await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+    footprint.assert_nothing_is_left()
+
+
+async def test_a_name_is_free_when_its_owner_is_killed(footprint: Footprint) -> None:
+    for _ in range(2):
+        async with shell("echo ready; sleep 1000", footprint, name="a", waits=True) as process:
+            await until_ready(process)
+            os.kill(parent_of(process.pid), signal.SIGKILL)
+            while await process.read() is not None:
+                pass
+    footprint.assert_nothing_is_left()
+
+
 # -- helpers die
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from asm_runtime.clock import Clock, all_done, sleep
 from asm_runtime.errors import ActorStopped, AsmError
 from asm_runtime.foreign import answered
+from asm_runtime.payload import encode
 from asm_runtime.ports import EventCallback, SessionStore
 from asm_runtime.records import Event, Fence
 from asm_runtime.tasks import start_task
@@ -21,7 +22,8 @@ __all__ = ["EventCallbacks"]
 logger = logging.getLogger(__name__)
 
 BUFFER_SIZE = 256
-"""How many events may wait for a callback in memory; past it they are read from the store again."""
+BUFFER_BYTES = 2 * 1024 * 1024
+"""How many events, and bytes of them, wait for a callback in memory; past it they are read from the store."""
 
 RETRY_DELAY_S = 1.0
 
@@ -33,7 +35,7 @@ class EventCallbacks:
     """Calls the callbacks with one event after the other, in a task of their own.
 
     Nobody waits for them: one that is slow, or hangs, holds up neither the run nor its provider, and
-    costs no memory beyond `buffer_size`. One that raises is logged.
+    costs no memory beyond its buffer. One that raises is logged.
 
     Args:
         callbacks: Whom to call with each event.
@@ -41,6 +43,7 @@ class EventCallbacks:
         fence: The run's.
         clock: The source of time.
         buffer_size: How many events may wait in memory.
+        buffer_bytes: How many bytes of them, but for the last.
     """
 
     def __init__(
@@ -51,13 +54,16 @@ class EventCallbacks:
         fence: Fence,
         clock: Clock,
         buffer_size: int = BUFFER_SIZE,
+        buffer_bytes: int = BUFFER_BYTES,
     ) -> None:
         self._callbacks = callbacks
         self._store = store
         self._fence = fence
         self._clock = clock
         self._buffer_size = buffer_size
-        self._buffer: deque[Event] = deque()
+        self._buffer_bytes = buffer_bytes
+        self._buffer: deque[tuple[Event, int]] = deque()
+        self._bytes = 0
         self._cursor = 0  # the last number that was given to them
         self._head = 0  # the greatest that is known to be stored
         self._lagging = False
@@ -73,16 +79,23 @@ class EventCallbacks:
             if number > self._head:
                 self._head = number
                 if not self._lagging:
-                    self._buffer.append(event)
-        if len(self._buffer) > self._buffer_size:
-            self.reread()
+                    self._keep(event)
         self._tell()
 
     def reread(self) -> None:
         """Go on from the store: there may be events in it that were not put."""
         self._lagging = True
         self._buffer.clear()
+        self._bytes = 0
         self._tell()
+
+    def _keep(self, event: Event) -> None:
+        if len(self._buffer) >= self._buffer_size or self._bytes >= self._buffer_bytes:
+            self.reread()
+            return
+        size = len(encode((event.data, event.metadata)))
+        self._buffer.append((event, size))
+        self._bytes += size
 
     async def finish(self, grace_s: float) -> None:
         """Return when they were given every event, or when one call takes longer than the grace."""
@@ -111,7 +124,9 @@ class EventCallbacks:
             if self._lagging:
                 await self._catch_up()
             elif self._buffer:
-                await self._give(self._buffer.popleft())
+                event, size = self._buffer.popleft()
+                self._bytes -= size
+                await self._give(event)
             elif self._ended:
                 return
             else:
@@ -119,11 +134,17 @@ class EventCallbacks:
                 await self._wake
 
     async def _catch_up(self) -> None:
-        """Give them a page of the store's; at its end they are fed again, if nothing came meanwhile."""
-        session_id, run_id = self._fence.session_id, self._fence.run_id
+        """Give them a page of the store's; when there is none, and nothing came meanwhile, they are fed."""
+        session_id, run_id, head = self._fence.session_id, self._fence.run_id, self._head
         try:
             page = await answered(
-                self._store.get_events(session_id, run_id=run_id, after=self._cursor, limit=self._buffer_size)
+                self._store.get_events(
+                    session_id,
+                    run_id=run_id,
+                    after=self._cursor,
+                    limit=self._buffer_size,
+                    max_bytes=self._buffer_bytes,
+                )
             )
         except ActorStopped:
             page = []
@@ -131,10 +152,11 @@ class EventCallbacks:
             logger.warning("the event_callback of run %s waits for the store: %s", run_id, error)
             await sleep(self._clock, RETRY_DELAY_S)
             return
+        if not page and self._head == head:
+            self._lagging = False
         for event in page:
             await self._give(event)
-        self._head = max(self._head, self._cursor)
-        self._lagging = bool(page) and (len(page) >= self._buffer_size or self._cursor < self._head)
+            self._head = max(self._head, self._cursor)
 
     async def _give(self, event: Event) -> None:
         self._cursor = event.sequence_number or self._cursor

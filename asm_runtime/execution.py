@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
+from asm_runtime.actor import leave_behind
 from asm_runtime.clock import Clock, Timer, all_done, sleep
 from asm_runtime.endings import (
     RunOutcome,
@@ -58,9 +59,6 @@ MAX_RELEASE_DELAY_S = 60.0
 
 CALLBACK_GRACE_S = 5.0
 """How long one call of an event callback may take once its run has ended; then it is given up."""
-
-_releases: set[asyncio.Task[None]] = set()
-"""Keeps the last act of attempts alive that nobody waits for; the loop itself holds tasks weakly."""
 
 
 class _Verdict:
@@ -525,8 +523,7 @@ class RunExecution:
     def _begin_release(self) -> asyncio.Task[None]:
         self._holds_claim = False
         release = start_task(_released(self._store, self.claimed, self._clock))
-        _releases.add(release)
-        release.add_done_callback(_releases.discard)
+        leave_behind(release)
         return release
 
 

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from asm_runtime.actor import leave_behind
 from asm_runtime.clock import Clock, all_done, sleep
 from asm_runtime.errors import (
     ActorStopped,
@@ -39,9 +40,6 @@ WRITE_GRACE_S = 1.0
 
 RETRY_DELAY_S = 1.0
 """Pause before a run is watched again after the store failed."""
-
-_left_behind: set[asyncio.Task[Any]] = set()
-"""Keeps the work alive that cancelled callers did not see the end of."""
 
 
 class Job:
@@ -213,14 +211,8 @@ def _leave(task: asyncio.Task[Any]) -> None:
     """Nobody takes what the task gives; if it is not done it goes on."""
     if not task.done():
         logger.warning("a cancelled caller leaves work behind that the store holds up")
-    _left_behind.add(task)
-    task.add_done_callback(_forget)
-
-
-def _forget(task: asyncio.Task[Any]) -> None:
-    _left_behind.discard(task)
-    if not task.cancelled():
-        task.exception()
+    leave_behind(task)
+    task.add_done_callback(lambda task: task.cancelled() or task.exception())
 
 
 async def _watch(store: SessionStore, clock: Clock, execution: RunExecution) -> None:

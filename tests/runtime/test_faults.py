@@ -243,14 +243,27 @@ async def test_an_idle_server_asks_the_store_for_nothing(store: SessionStore) ->
 async def test_submitting_cancelled_at_any_await_is_done_or_not_begun(
     store: SessionStore, turns: int
 ) -> None:
-    async with await open_server(store, ScriptedAdapter()) as server:
+    adapter = ScriptedAdapter()
+    async with await open_server(store, adapter) as server:
         submitting = asyncio.create_task(server.submit_run({"prompt": "x"}, run_id="mine"))
         for _ in range(turns):
             await asyncio.sleep(0)
         submitting.cancel()
         await asyncio.wait([submitting])
+        await server.submit_run({"prompt": "y"}, run_id="other")
+        # Which of the two it was is settled before the next write is answered.
+        accepted = {run.id for run in await store.list_runs(server.session_id)}
+        assert "mine" in accepted or submitting.cancelled()
+        for run_id in accepted:
+            await server.await_run(run_id)
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert {run.id for run in await store.list_runs(server.session_id)} == accepted
+        assert sorted(adapter.started) == sorted(accepted)
+        assert server.status().queued_runs == []
         assert await server.submit_run({"prompt": "x"}, run_id="mine") == "mine"
         await server.await_run("mine")
+        assert adapter.started.count("mine") == 1
         assert len(await terminal_events(store, server.session_id, "mine")) == 1
         await server.drain()
 

@@ -216,7 +216,7 @@ BAD_FIELDS: list[tuple[str, dict[str, Any]]] = [
     ("ses_", {"created_at": datetime(2024, 1, 1)}),
     ("ses_", {"created_at": "2024-01-01T00:00:00Z"}),
     ("run_", {"session_id": None}),
-    ("run_", {"input": object()}),
+    ("run_", {"input": ...}),
     ("run_", {"input": {"prompt": b"bytes"}}),
     ("run_", {"provider": ""}),
     ("run_", {"created_at": datetime(2024, 1, 1)}),
@@ -484,7 +484,7 @@ def test_a_dict_that_somebody_has_spoiled_is_refused_or_makes_a_valid_record(
     assert exactly(again.checked()) == exactly(again)
 
 
-@pytest.mark.parametrize("fields", [None, [], "text", 1, {}, {1: 2}, {"id": "a"}, {"id": object()}], ids=repr)
+@pytest.mark.parametrize("fields", [None, [], "text", 1, {}, {1: 2}, {"id": "a"}, {"id": ...}], ids=repr)
 @pytest.mark.parametrize("kind", [Session, Run, Event, Artifact])
 def test_what_is_not_the_dict_of_a_record_is_refused(kind: type[Record], fields: Any) -> None:
     with pytest.raises(ValidationError, match=f"not the dict of a {kind.__name__}"):

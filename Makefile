@@ -24,8 +24,8 @@ help: ## Show this list
 demo: $(VENV)/.installed ## Watch sessions run real commands, get killed, and carry on
 	$(BIN)/asm-runtime demo
 
-test: $(VENV)/.installed-dev ## Run the tests
-	$(BIN)/python -m pytest
+test: $(VENV)/.installed-dev ## Run the tests, on all cores
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 check: lint types test package ## Everything that must be green before a commit lands
 

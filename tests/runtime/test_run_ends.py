@@ -27,7 +27,7 @@ from asm_runtime.ports import ExecutionResult, ProviderResult, SessionStore
 from asm_runtime.stores import InMemorySessionStore
 from asm_runtime.testing import JumpingClock
 from tests.runtime.faulty import FaultyStore
-from tests.runtime.support import open_server, terminal_events, until
+from tests.runtime.support import open_server, terminal_events, until, until_stored
 
 
 async def contents(store: SessionStore, session_id: str, run_id: str) -> list[Any]:
@@ -226,12 +226,11 @@ async def test_an_end_that_is_refused_is_no_outcome(store: SessionStore) -> None
         faulty.refusing["flush"] = terminal_write
         waiting = asyncio.create_task(server.await_run(run_id))
         gate.open()
-        await until(lambda: faulty.calls["release_run"])
+        await until_stored(store.list_orphaned_runs)
         for _ in range(50):
             await asyncio.sleep(0)
         assert not waiting.done()
         assert (await store.get_run(run_id)).status == RunStatus.RUNNING
-        assert await store.list_orphaned_runs() != []
         faulty.heal()
         await server.submit_run({})  # the server looks, and settles what it finds
         with pytest.raises(RunFailed) as settled:

@@ -33,7 +33,7 @@ from asm_runtime.testing.store_queue import QueueCase, RevisionCase  # noqa: E40
 from asm_runtime.testing.store_records import LifeCase, RecordsCase  # noqa: E402
 from asm_runtime.testing.store_shared import SharedDataConformance  # noqa: E402
 
-__all__ = ["SessionStoreConformance", "SharedDataConformance"]
+__all__ = ["ModelCase", "SessionStoreConformance", "SharedDataConformance"]
 
 
 class SessionStoreConformance(

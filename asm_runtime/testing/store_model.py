@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from itertools import accumulate
@@ -169,6 +170,41 @@ class ModelCase(StoreCase):
             active = await store.get_active_run(session_id)
             assert (active is None) == (not model.runs_of(session_id, "running"))
 
+    @pytest.mark.parametrize("seed", range(4))
+    async def test_an_answer_is_the_log_of_one_moment(self, store: StoreUnderTest, seed: int) -> None:
+        """Whatever is appended, deleted and made anew while it is read."""
+        random = Random(seed)
+        moments: list[StoreModel] = [StoreModel()]
+
+        async def write() -> None:
+            for _ in range(60):
+                model = StoreModel()
+                model.events = {id: list(log) for id, log in moments[-1].events.items()}
+                if random.random() < 0.15:
+                    model.delete("s1")
+                    moments.append(model)  # from now on an answer may be of before or after it
+                    await store.delete_session("s1")
+                else:
+                    batch = [
+                        _event(random, 400).replace(session_id="s1") for _ in range(random.randrange(40))
+                    ]
+                    model.flush(ExecutionResult(events=batch))
+                    moments.append(model)
+                    await store.append_events(batch)
+
+        async def read() -> None:
+            while not writing.done():
+                filter = _filter(random)
+                if random.random() < 0.5:
+                    filter |= {"limit": None, "max_bytes": None, "after": None, "before": None}
+                begun = len(moments) - 2
+                found = await store.get_events("s1", **filter)
+                possible = [model.read("s1", **filter) for model in moments[max(begun, 0) :]]
+                assert found in possible
+
+        writing = asyncio.create_task(write())
+        await asyncio.gather(*(read() for _ in range(4)), writing)
+
 
 async def _step(random: Random, store: StoreUnderTest, model: StoreModel) -> None:
     session_id = random.choice(SESSIONS)
@@ -236,11 +272,11 @@ def _numbered(outcome: Any) -> Any:
     return [(event.id, event.sequence_number) for event in outcome] if isinstance(outcome, list) else outcome  # pyright: ignore
 
 
-def _event(random: Random) -> Event:
+def _event(random: Random, ids: int = 60) -> Event:
     return events(
         1,
         random.choice(SESSIONS),
-        id=f"e{random.randrange(60)}",
+        id=f"e{random.randrange(ids)}",
         type=random.choice(("custom", "message_sent", "run_started")),
         run_id=random.choice((None, *RUNS)),
         timestamp=NOON + timedelta(minutes=random.randrange(30)),

@@ -177,16 +177,20 @@ def _page(
     statement = statements.page(query)
     cursor.execute(statement, bounds | {"largest": max_bytes // limit})
     is_being_removed, head, incarnation, largest, *lists = cursor.fetchone()
-    if largest is None or largest * limit > max_bytes:
+    while largest is None or largest * limit > max_bytes:
         cursor.execute(statements.sizes(query), bounds)
         sizes: list[int] = decode(cursor.fetchone()[0])
-        count = sum(used <= max_bytes for used in accumulate(sizes))
-        if count < len(sizes):
-            may_follow = max(1, count)
+        if not sizes:
+            break
+        count = max(1, sum(used <= max_bytes for used in accumulate(sizes)))
         # No more than were measured: what was appended since is of unknown size.
-        bounds = bounds | {"limit": max(1, count), "largest": _ANY_SIZE}
-        cursor.execute(statement, bounds)
-        is_being_removed, head, incarnation, _, *lists = cursor.fetchone()
+        measured = bounds | {"limit": count, "largest": _ANY_SIZE}
+        before = incarnation
+        cursor.execute(statement, measured)
+        is_being_removed, head, incarnation, largest, *lists = cursor.fetchone()
+        if incarnation == before:  # else these are not the events that were measured
+            may_follow, bounds = (count if count < len(sizes) else limit), measured
+            break
     try:
         events = events_of(lists, session_id)
     except ValueError:

@@ -8,6 +8,7 @@ import sqlite3
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -20,6 +21,8 @@ from asm_runtime.stores import SQLSessionStore
 from asm_runtime.stores.sql import operations, statements
 from asm_runtime.stores.sql.group import FORGET_EVERY, KEPT_CHANGES
 from asm_runtime.stores.sql.transaction import MAX_CHANGE_BYTES, Cursor, Transaction
+
+NOON = datetime(2024, 1, 1, 12, tzinfo=UTC)
 
 
 def events(count: int, session_id: str = "s", **fields: Any) -> list[Event]:
@@ -421,3 +424,33 @@ def execute_script(file: str, script: str) -> None:
 def test_the_sizes_of_inserts_end_at_one_and_fit_the_parameters_of_old_builds() -> None:
     assert statements.INSERT_SIZES[-1] == 1
     assert max(statements.INSERT_SIZES) * statements.EVENT_COLUMNS < 999
+
+
+async def test_a_change_by_others_has_only_those_read_again_whom_it_concerns(
+    store: SQLSessionStore, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also right after the older changes were forgotten."""
+    take = store._writer.feed.take
+    taken: list[list[str] | None] = []
+
+    def noted() -> list[str] | None:
+        changed = take()
+        taken.append(changed)
+        return changed
+
+    monkeypatch.setattr(store._writer.feed, "take", noted)
+    async with SQLSessionStore(f"sqlite:///{file}") as second:
+        for number in range(3 * FORGET_EVERY):
+            await second.append_events(events(1, f"other {number % 2}"))
+            if number % 5 == 0:
+                await store._database.write(store._writer.run, [], NOON)
+    assert None not in taken[1:]  # the first look knows of no earlier one
+    assert {id for changed in taken[1:] for id in changed or ()} == {"other 0", "other 1"}
+
+
+async def test_who_missed_more_than_is_kept_reads_all_again(store: SQLSessionStore, file: str) -> None:
+    async with SQLSessionStore(f"sqlite:///{file}") as second:
+        for _ in range(KEPT_CHANGES + 2 * FORGET_EVERY):
+            await second.append_events(events(1, "other"))
+    outcome = await store._database.write(store._writer.run, [], NOON)
+    assert outcome.foreign is None

@@ -14,8 +14,8 @@ from asm_runtime import Event
 from asm_runtime.clock import Clock
 from asm_runtime.ports import Order
 from asm_runtime.stores import SQLSessionStore
-from asm_runtime.stores.sql import operations
-from asm_runtime.testing.store_model import ModelCase
+from asm_runtime.stores.sql import operations, paging
+from asm_runtime.testing.store_conformance import ModelCase
 
 NOON = datetime(2024, 1, 1, 12, tzinfo=UTC)
 FILTERS: list[dict[str, Any]] = [
@@ -189,3 +189,15 @@ class TestALogThatIsNeverRemovedIsNeverSeen(ModelCase):
 
     def new_store(self, clock: Clock, place: Path) -> SQLSessionStore:
         return _Lingering(f"sqlite:///{place}/asm.db", clock=clock)
+
+
+class TestReadingInTheSmallestPages(ModelCase):
+    @pytest.fixture(autouse=True)
+    def smallest_pages(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(paging, "PAGE_ROWS", 3)
+        monkeypatch.setattr(paging, "PAGE_BYTES", 200)
+        monkeypatch.setattr(paging, "EXAMINED_AT_FIRST", 2)
+        monkeypatch.setattr(paging, "EXAMINED", 4)
+
+    def new_store(self, clock: Clock, place: Path) -> SQLSessionStore:
+        return SQLSessionStore(f"sqlite:///{place}/asm.db", clock=clock)

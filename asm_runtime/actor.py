@@ -32,10 +32,12 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import suppress
+from itertools import chain, islice
 from operator import length_hint
+from time import monotonic
 from types import CoroutineType, TracebackType
 from typing import Any, Protocol, Self, TypeAlias, TypeVar, TypeVarTuple, cast, overload
 
@@ -56,6 +58,13 @@ DEFAULT_MAILBOX_LIMIT = 10_000
 
 DEFAULT_RESTART_BACKOFF_MS = 100
 MOST_RESTART_BACKOFF_S = 10.0
+
+_DRAIN_S = 0.002
+_LETTERS_BY_THE_CLOCK = 64
+"""How long a drain goes on before the loop has a turn, in seconds; after how many letters it looks."""
+
+_TOLD_A_TURN = 1_000
+"""How many who wait are told of an actor's end before the loop has a turn."""
 
 _STOPS_A_TURN = 64
 """How many children a supervisor tells to stop before the loop has a turn."""
@@ -119,6 +128,7 @@ class _Extras:
         "starting",
         "tasks",
         "timers",
+        "untold",
     )
 
     def __init__(self) -> None:
@@ -135,6 +145,8 @@ class _Extras:
         self.idle: asyncio.Future[None] | None = None
         self.reason: BaseException | None = None
         self.abandoned: str | None = None
+        # Who is still to be told of the end.
+        self.untold: deque[asyncio.Future[Any]] | None = None
 
 
 class _ActorTimer:
@@ -507,6 +519,8 @@ class Actor:
             finally:
                 self._phase = _STOPPED
                 self._close()
+        while extras.untold is not None:  # noqa: ASYNC110  # a few turns, and seldom
+            await asyncio.sleep(0)
 
     async def _end_tasks(self) -> None:
         """Cancel each owned task once and wait for it: a second time would cut short its cleaning up."""
@@ -546,18 +560,32 @@ class Actor:
         """Tell everybody who still waits."""
         extras = self._extra()
         self._cancel_timers()
-        self._refuse(extras.in_hand or ())
-        self._refuse(self._rest or ())  # used up: if a drain is going through it, that ends here
         mail, self._mail = self._mail, []
-        self._refuse(mail)
-        for future in (*(extras.room or ()), *(extras.deferred or ())):
-            if not future.done():
-                future.set_exception(self._gone())
+        # The rest of a drain is used up here: one that goes through it ends with this.
+        left = (_reply_of(letter) for letter in chain(extras.in_hand or (), self._rest or (), mail))
+        waiting = [reply for reply in left if reply is not None and not reply.done()]
+        waiting += (future for future in chain(extras.room or (), extras.deferred or ()) if not future.done())
+        if extras.untold is not None:
+            extras.untold.extend(waiting)
+        elif waiting:
+            extras.untold = deque(waiting)
+            self._tell_untold(extras, extras.untold)
         if extras.idle is not None and not extras.idle.done():
             extras.idle.set_result(None)
         monitors, extras.monitors = extras.monitors, None
         for monitor in monitors or ():
             asyncio.get_running_loop().call_soon(monitor._tell, extras.reason)
+
+    def _tell_untold(self, extras: _Extras, untold: deque[asyncio.Future[Any]]) -> None:
+        """Tell those who waited for an actor that has ended; the loop has a turn now and then."""
+        for _ in range(min(len(untold), _TOLD_A_TURN)):
+            future = untold.popleft()
+            if not future.done():
+                future.set_exception(self._gone())
+        if untold:
+            asyncio.get_running_loop().call_soon(self._tell_untold, extras, untold)
+        else:
+            extras.untold = None
 
     def _refuse(self, letters: Iterable[Letter]) -> None:
         for letter in letters:
@@ -656,7 +684,7 @@ class Actor:
     # -- out of the mailbox
 
     def _drain(self) -> None:
-        """Handle everything that has arrived; what arrives meanwhile is for the next turn.
+        """Handle what has arrived; what arrives meanwhile is for a later turn, like what takes too long.
 
         It counts as scheduled until it has ended: a handler that mails its own actor must not have a
         second drain begin, beside the coroutine that this one may suspend for.
@@ -665,37 +693,52 @@ class Actor:
         if letters is None:
             mail, self._mail = self._mail, []
             letters = self._rest = iter(mail)
-        for handler, args, reply in letters:
-            try:
-                if reply is None:
-                    result = handler(*args)
-                    if type(result) is not CoroutineType:
-                        continue
-                else:
-                    if reply.done():
-                        continue  # its caller was cancelled: not begun
-                    result = handler(*args)
-                    if type(result) is not CoroutineType:
-                        reply.set_result(result)
-                        continue
-            except Exception as error:
-                self._handler_raised((handler, args, reply), error)
-                continue
-            except asyncio.CancelledError:
-                self._handler_cancelled((handler, args, reply))
-                continue
-            except BaseException as error:
-                self._refuse([(handler, args, reply)])
-                self.crash(error)
-                raise
-            if not length_hint(letters):
+            some = letters if len(mail) <= _LETTERS_BY_THE_CLOCK else islice(letters, _LETTERS_BY_THE_CLOCK)
+        else:
+            some = islice(letters, _LETTERS_BY_THE_CLOCK)
+        give_way_at = 0.0
+        while True:
+            for handler, args, reply in some:
+                try:
+                    if reply is None:
+                        result = handler(*args)
+                        if type(result) is not CoroutineType:
+                            continue
+                    else:
+                        if reply.done():
+                            continue  # its caller was cancelled: not begun
+                        result = handler(*args)
+                        if type(result) is not CoroutineType:
+                            reply.set_result(result)
+                            continue
+                except Exception as error:
+                    self._handler_raised((handler, args, reply), error)
+                    continue
+                except asyncio.CancelledError:
+                    self._handler_cancelled((handler, args, reply))
+                    continue
+                except BaseException as error:
+                    self._refuse([(handler, args, reply)])
+                    self.crash(error)
+                    raise
+                if not length_hint(letters):
+                    self._rest = None
+                self._suspend(cast(Coroutine[Any, Any, Any], result), [(handler, args, reply)])
+                return
+            if some is letters or not length_hint(letters):
                 self._rest = None
-            self._suspend(cast(Coroutine[Any, Any, Any], result), [(handler, args, reply)])
-            return
-        self._rest = None
+                break
+            some = islice(letters, _LETTERS_BY_THE_CLOCK)
+            now = monotonic()
+            if not give_way_at:
+                give_way_at = now + _DRAIN_S
+            elif now >= give_way_at:
+                break
         self._scheduled = False
-        self._schedule()
-        self._after_drain()
+        if self._mail or self._rest is not None:
+            self._schedule()
+        if self._extras is not None:
+            self._after_drain()
 
     def _suspend(self, work: Coroutine[Any, Any, Any] | asyncio.Future[Any], letters: list[Letter]) -> None:
         """Let a task handle what a plain call cannot; the mail behind it waits."""
@@ -838,17 +881,25 @@ class GroupActor(Actor):
         return [letter for letter in mail if not _is_withdrawn(letter)]
 
     def _drain(self) -> None:
-        self._scheduled = False
         letters = self._taken_mail()
-        if letters:
-            try:
-                work = self.handle_group(letters)
-            except Exception as error:
-                work = self._loop.create_future()
-                work.set_exception(error)
-            self._suspend(work, letters)
-        else:
+        if not letters:
+            self._scheduled = False
             self._after_drain()
+            return
+        extras = self._extra()
+        extras.in_hand = letters  # a plain handler may take more, or end the actor
+        try:
+            work = self.handle_group(letters)
+        except Exception as error:
+            work = self._loop.create_future()
+            work.set_exception(error)
+        except asyncio.CancelledError:
+            work = self._loop.create_future()
+            work.cancel()
+        except BaseException as error:
+            self.crash(error)
+            raise
+        self._suspend(work, extras.in_hand)
 
     def _conclude(self, letters: list[Letter], task: asyncio.Future[Any]) -> None:
         error = None if task.cancelled() else task.exception()

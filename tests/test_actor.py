@@ -3,9 +3,11 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import itertools
 import logging
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from time import perf_counter
 from typing import Any
 
 import pytest
@@ -574,6 +576,26 @@ async def test_what_an_owned_task_sets_in_its_context_is_not_for_the_others(acto
 # -- coroutine handlers
 
 
+async def test_a_drain_that_takes_long_gives_way_to_others(actor: Recorder) -> None:
+    handled = 0
+    by_turn = [0]
+
+    def work() -> None:
+        nonlocal handled
+        handled += 1
+        over = perf_counter() + 0.0001
+        while perf_counter() < over:
+            pass
+
+    calls = [actor.call(work) for _ in range(1_000)]
+    while handled < len(calls):
+        await asyncio.sleep(0)
+        by_turn.append(handled)
+    await asyncio.gather(*calls)
+    # At 10 000 letters a second; it looks at the clock after each 64.
+    assert max(after - before for before, after in itertools.pairwise(by_turn)) <= 128
+
+
 async def test_mail_waits_behind_a_coroutine_handler(actor: Recorder) -> None:
     busy = await actor.occupied()
     behind = actor.call(actor.note, "behind")
@@ -796,6 +818,25 @@ async def test_a_call_handler_that_crashes_its_own_actor_is_the_last_one_handled
     with pytest.raises(ActorStopped):
         await behind
     assert actor.notes[-1][0] == "crashed"
+
+
+async def test_a_crowd_is_told_of_a_crash_over_several_turns_and_the_stop_returns_behind_them(
+    actor: Recorder,
+) -> None:
+    await actor.occupied()
+    crowd = [actor.call(actor.note, number) for number in range(3_500)]
+    actor.crash(ValueError("enough"))
+    told = [sum(caller.done() for caller in crowd)]
+    while told[-1] < len(crowd) and len(told) < 10:
+        await asyncio.sleep(0)
+        told.append(sum(caller.done() for caller in crowd))
+    assert max(after - before for before, after in itertools.pairwise(told)) <= 1_000
+    assert told[-1] == len(crowd)
+
+    other = await Recorder().start()
+    crowd += [other.call_deferred(other.keep) for _ in range(3_500)]
+    await other.stop()
+    assert all(isinstance(caller.exception(), ActorStopped) for caller in crowd)
 
 
 async def test_senders_who_wait_for_room_when_it_crashes_get_an_error() -> None:
@@ -1539,6 +1580,48 @@ async def test_a_group_whose_handler_fails_without_a_task_fails_its_letters_and_
     await turns()
     actor.end()
     assert await last == 4
+
+
+async def test_a_plain_group_handler_that_mails_its_own_actor_or_takes_more_is_begun_once() -> None:
+    class Greedy(WithFutures):
+        """Has the first group grow while it is begun."""
+
+        def handle_group(self, letters: list[Letter]) -> asyncio.Future[None]:
+            ended = super().handle_group(letters)
+            if len(self.groups) == 1:
+                self.cast_nowait(self.echo, "taken")
+                assert self.take()
+                self.cast_nowait(self.echo, "for the next group")
+                more.append(self.call(self.echo, "taken, never answered"))
+                assert self.take()
+                self.cast_nowait(self.echo, "next")
+            return ended
+
+    more: list[asyncio.Future[Any]] = []
+    actor = await Greedy().start()
+    first = actor.call(actor.echo, 1)
+    await turns()
+    assert len(actor.groups) == 1
+    assert not more[0].done()
+    actor.end()
+    assert await first == 1
+    await turns()
+    assert [args[0] for _, args, _ in actor.groups[1]] == ["next"]
+    actor.ended.set_result(None)
+    await actor.stop()
+    with pytest.raises(ActorStopped):
+        await more[0]
+
+
+async def test_a_group_whose_plain_handler_meets_something_cancelled_is_cancelled() -> None:
+    class Cancelled(WithFutures):
+        def handle_group(self, letters: list[Letter]) -> asyncio.Future[None]:
+            raise asyncio.CancelledError
+
+    async with Cancelled() as actor:
+        letter = actor.call(actor.echo, 1)
+        await turns()
+        assert letter.cancelled()
 
 
 async def test_a_crash_ends_a_group_without_a_task() -> None:

@@ -21,6 +21,9 @@ __all__ = ["Pages"]
 PAGE_ROWS = 512
 """How many rows one read fetches."""
 
+LISTED_ROWS = 128
+"""How many sessions or runs one read fetches; what is in them has no bound."""
+
 PAGE_BYTES = 512 * 1024
 """How large one page of a log may be; more only with one event. Decoding it takes 2 to 5 ms."""
 
@@ -77,7 +80,7 @@ class Pages:
         sessions: list[Session] = []
         after: tuple[str, str] = ("", "")
         while limit is None or len(sessions) < limit:
-            size = _smaller(PAGE_ROWS, None if limit is None else limit - len(sessions))
+            size = _smaller(LISTED_ROWS, None if limit is None else limit - len(sessions))
             rows: list[list[Any]] = await self._database.read(
                 reading.list_sessions, statuses, agents, after, size, offset
             )
@@ -103,7 +106,7 @@ class Pages:
         runs: list[Run] = []
         cursor = after
         while limit is None or len(runs) < limit:
-            size = _smaller(PAGE_ROWS, None if limit is None else limit - len(runs))
+            size = _smaller(LISTED_ROWS, None if limit is None else limit - len(runs))
             try:
                 rows = await self._database.read(reading.list_runs, session_id, statuses, cursor, size)
             except RunNotFound:

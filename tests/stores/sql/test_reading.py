@@ -555,7 +555,7 @@ async def test_a_session_deleted_and_made_anew_while_it_is_read_is_read_anew(
 async def test_sessions_and_runs_are_listed_in_pages(
     store: SQLSessionStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(paging, "PAGE_ROWS", 4)
+    monkeypatch.setattr(paging, "LISTED_ROWS", 4)
     ids = [f"{index:02}" for index in range(18)]
     for id in ids:
         await store.save_session(Session.new(id=id, agent_id=f"a{int(id) % 3}", created_at=NOON))

@@ -7,6 +7,7 @@ on the one that the environment variable `ASM_TEST_LOOP` names: `asyncio`, `uvlo
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -24,6 +25,13 @@ def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> d
     if name not in factories:
         raise pytest.UsageError(f"ASM_TEST_LOOP={name}: this Python has {', '.join(factories)}")
     return {name: factories[name]}
+
+
+# In the background (`make test &`, `nohup`) the suite is started with signals ignored, and what is ignored
+# stays so in every program that it starts; a handler does not.
+for _number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, lambda number, frame: None)
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ string) is refused instead, so that what was stored reads back equal, in every s
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from math import isfinite
 from typing import Any, TypeAlias, cast
 
@@ -16,7 +16,18 @@ import msgspec
 
 from asm_runtime.errors import ValidationError
 
-__all__ = ["MAX_DEPTH", "JsonObject", "canonical", "canonical_object", "decode", "encode", "lossy"]
+__all__ = [
+    "LARGE",
+    "MAX_DEPTH",
+    "JsonObject",
+    "canonical",
+    "canonical_object",
+    "decode",
+    "encode",
+    "is_large",
+    "json_pieces",
+    "lossy",
+]
 
 JsonObject: TypeAlias = dict[str, Any]
 """A JSON object. `Any` is one of str, int, float, bool, None, list, dict."""
@@ -36,6 +47,14 @@ MAX_LOSSY_VALUES = 10_000
 MAX_LOSSY_CHARACTERS = 2**20
 MAX_LOSSY_TEXT = 2**18
 """How much a lossy copy holds: so many values, so many characters in all and in one text."""
+
+LARGE = 5_000
+"""More values than these make a payload large."""
+
+CHARACTERS_PER_VALUE = 200
+"""How much text counts as a value of its own."""
+
+_PIECE = LARGE * CHARACTERS_PER_VALUE
 
 MIN_INT, MAX_INT = -(2**63), 2**63 - 1
 
@@ -71,6 +90,70 @@ def canonical(value: Any, name: str) -> Any:
     except _RefusedError as refused:
         path = name + "".join(reversed(refused.path))
         raise ValidationError(f"{path} {refused.why}", details={"path": path}) from None
+
+
+def is_large(value: Any) -> bool:
+    """Whether it takes milliseconds to copy or encode a value. Looks no further than to see that."""
+    kind: type[Any] = type(value)  # pyright: ignore[reportUnknownVariableType]
+    if kind is dict and len(value) < 10:
+        for item in value.values():
+            if type(item) is not str or len(item) > CHARACTERS_PER_VALUE:
+                break
+        else:
+            return False  # nearly all of them: a few short texts
+    found: list[Any] = [value]
+    characters = 0
+    for item in found:  # grows on the way
+        kind = type(item)  # pyright: ignore[reportUnknownVariableType]
+        if kind is str:
+            characters += len(item)
+        elif kind is int or kind is float or kind is bool or item is None:
+            pass
+        elif kind is dict or kind is list or isinstance(item, dict | list | tuple):
+            if len(found) + len(item) > LARGE:  # pyright: ignore[reportUnknownArgumentType]
+                return True
+            found += item.values() if isinstance(item, dict) else item  # pyright: ignore[reportUnknownMemberType]
+    return len(found) + characters // CHARACTERS_PER_VALUE > LARGE
+
+
+def json_pieces(value: Any) -> Iterator[bytes]:
+    """The JSON text of a canonical value in pieces; one that is not large is one piece.
+
+    To encode 10 MB at once would keep the interpreter, and with it the event loop, from everything
+    else for 20 to 200 ms, in whatever thread it is done.
+    """
+    if not is_large(value):
+        yield encode(value)
+    elif isinstance(value, str):
+        yield b'"'
+        for start in range(0, len(value), _PIECE):
+            yield encode(value[start : start + _PIECE])[1:-1]
+        yield b'"'
+    elif isinstance(value, dict):
+        yield b"{"
+        yield from _pieces_inside(list(value.items()), dict)  # pyright: ignore[reportUnknownArgumentType]
+        yield b"}"
+    else:
+        yield b"["
+        yield from _pieces_inside(value, list)
+        yield b"]"
+
+
+def _pieces_inside(items: list[Any], kind: type[dict[str, Any]] | type[list[Any]]) -> Iterator[bytes]:
+    """What stands between the brackets: halved until it is small, or one."""
+    if len(items) == 1:
+        (item,) = items
+        if kind is dict:
+            key, item = item
+            yield encode(key) + b":"
+        yield from json_pieces(item)
+    elif is_large(items):
+        middle = len(items) // 2
+        yield from _pieces_inside(items[:middle], kind)
+        yield b","
+        yield from _pieces_inside(items[middle:], kind)
+    else:
+        yield encode(kind(items))[1:-1]
 
 
 def lossy(value: Any) -> Any:

@@ -86,7 +86,7 @@ class InMemorySessionStore(Actor):
 
     async def save_session(self, session: Session, *, expected_status: ExpectedStatus | None = None) -> None:
         """See `SessionStore`."""
-        session = rules.checked("session", session, Session)
+        session = await rules.copied("session", session, Session)
         expected = rules.expected_session_status("expected_status", expected_status)
         await self.call(self._flush, ExecutionResult(session=session), None, expected, None)
 
@@ -152,7 +152,7 @@ class InMemorySessionStore(Actor):
 
     async def save_run(self, run: Run, *, expected_status: ExpectedStatus | None = None) -> None:
         """See `SessionStore`."""
-        run = rules.checked("run", run, Run)
+        run = await rules.copied("run", run, Run)
         expected = rules.expected_run_status("expected_status", expected_status)
         await self.call(self._flush, ExecutionResult(run=run), None, None, expected)
 
@@ -227,8 +227,10 @@ class InMemorySessionStore(Actor):
         session_status = rules.expected_session_status("expected_session_status", expected_session_status)
         run_status = rules.expected_run_status("expected_run_status", expected_run_status)
         result = await rules.checked_result(result, session_status, run_status)
-        expected_session = rules.expected_row("expected_session", expected_session, result.session, Session)
-        expected_run = rules.expected_row("expected_run", expected_run, result.run, Run)
+        expected_session = await rules.expected_row(
+            "expected_session", expected_session, result.session, Session
+        )
+        expected_run = await rules.expected_row("expected_run", expected_run, result.run, Run)
         fence = rules.optional_fence(fence)
         return await self.call(
             self._flush, result, fence, session_status, run_status, expected_session, expected_run
@@ -270,11 +272,11 @@ class InMemorySessionStore(Actor):
 
     async def append_event(self, event: Event) -> None:
         """See `SessionStore`."""
-        await self.call(self._append, (rules.checked("event", event, Event),))
+        await self.call(self._append, (await rules.copied("event", event, Event),))
 
     async def append_event_with_sequence(self, event: Event) -> Event:
         """See `SessionStore`."""
-        stored = await self.call(self._append, (rules.checked("event", event, Event),))
+        stored = await self.call(self._append, (await rules.copied("event", event, Event),))
         return stored[0]
 
     async def append_events(self, events: Sequence[Event], *, fence: Fence | None = None) -> list[Event]:
@@ -366,7 +368,7 @@ class InMemorySessionStore(Actor):
 
     async def enqueue_run(self, run: Run, *, max_open_runs: int | None = None) -> Run:
         """See `SessionStore`."""
-        run = rules.checked_pending(run)
+        run = await rules.checked_pending(run)
         max_open_runs = options.integer("max_open_runs", max_open_runs, minimum=0, optional=True)
         return (await self.call(self._enqueue_run, run, max_open_runs)).checked()
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from time import perf_counter
-from typing import TypeVar
+from typing import Any, TypeVar
 
-__all__ = ["FEW", "Pace", "in_turns"]
+from asm_runtime.payload import is_large
+from asm_runtime.records import Event, Run, Session
+
+__all__ = ["FEW", "Pace", "in_turn", "in_turns"]
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -38,14 +41,38 @@ class Pace:
         self._began = perf_counter()
 
 
-async def in_turns(function: Callable[[T], U], items: Sequence[T]) -> list[U]:
-    """The function's results for the items as they are now."""
-    if len(items) <= FEW:
-        return [function(item) for item in items]
+async def in_turn(function: Callable[[T], U], item: T, *, large: Callable[[T], U] | None = None) -> U:
+    """The function's result for an item; a record with a large payload has it made in a thread.
+
+    Args:
+        function: What is to be done.
+        item: With what.
+        large: What is done with a large record; None: the same.
+    """
+    return await asyncio.to_thread(large or function, item) if _is_large(item) else function(item)
+
+
+async def in_turns(
+    function: Callable[[T], U], items: Sequence[T], *, large: Callable[[T], U] | None = None
+) -> list[U]:
+    """The function's results for the items as they are now, each as of `in_turn`."""
     results: list[U] = []
     pace = Pace()
+    many = len(items) > FEW
     for item in tuple(items):
-        results.append(function(item))
-        if pace.is_over:
+        if _is_large(item):
+            results.append(await asyncio.to_thread(large or function, item))
+        else:
+            results.append(function(item))
+        if many and pace.is_over:
             await pace.rest()
     return results
+
+
+def _is_large(item: Any) -> bool:
+    """Whether it is a record with a payload that takes long to copy or encode."""
+    if isinstance(item, Event):
+        return is_large(item.data) or (bool(item.metadata) and is_large(item.metadata))
+    if isinstance(item, Run):
+        return any(map(is_large, (item.input, item.output, item.metadata, item.provider_metadata)))
+    return isinstance(item, Session) and any(map(is_large, (item.context, item.metadata)))

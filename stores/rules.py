@@ -15,7 +15,7 @@ from asm_runtime import options
 from asm_runtime.errors import Conflict, InvalidTransition, LeaseLost, QueueFull, ValidationError
 from asm_runtime.ports import ExecutionResult
 from asm_runtime.records import Event, Fence, Run, RunStatus, Session, SessionStatus
-from asm_runtime.stores.pace import in_turns
+from asm_runtime.stores.pace import in_turn, in_turns
 
 __all__ = [
     "ABSENT",
@@ -30,6 +30,8 @@ __all__ = [
     "checked_fence",
     "checked_pending",
     "checked_result",
+    "copied",
+    "events_in",
     "expected_row",
     "expected_run_status",
     "expected_session_status",
@@ -59,17 +61,34 @@ def checked(name: str, record: Any, kind: type[R]) -> R:
     return record.checked()
 
 
-async def checked_events(name: str, events: Any) -> list[Event]:
-    """Like `checked`, for a list or another sequence of events."""
+async def copied(name: str, record: Any, kind: type[R]) -> R:
+    """Like `checked`; a large record does not hold up the event loop."""
+    return await in_turn(lambda record: checked(name, record, kind), record)
+
+
+def events_in(name: str, events: Any) -> list[Event]:
+    """The events that a list or another sequence holds, as they are.
+
+    Raises:
+        ValidationError: It is no sequence, or holds something else.
+    """
     if not isinstance(events, Sequence) or isinstance(events, str | bytes):
         raise options.refused(name, events, "a sequence of events")
-    items: Sequence[Any] = events  # pyright: ignore[reportUnknownVariableType]
-    return await in_turns(lambda item: checked(f"{name}[{item[0]}]", item[1], Event), list(enumerate(items)))
+    items: list[Any] = [*events]  # pyright: ignore[reportUnknownVariableType]
+    for index, event in enumerate(items):
+        if not isinstance(event, Event):
+            raise options.refused(f"{name}[{index}]", event, "a Event")
+    return items
 
 
-def checked_pending(run: Any) -> Run:
-    """Like `checked`, for a run that asks for a place in the queue."""
-    copy = checked("run", run, Run)
+async def checked_events(name: str, events: Any) -> list[Event]:
+    """Like `copied`, for a list or another sequence of events."""
+    return await in_turns(lambda event: event.checked(), events_in(name, events))
+
+
+async def checked_pending(run: Any) -> Run:
+    """Like `copied`, for a run that asks for a place in the queue."""
+    copy = await copied("run", run, Run)
     if copy.status is not RunStatus.PENDING:
         raise options.refused("run.status", copy.status, "pending")
     return copy
@@ -105,8 +124,8 @@ async def checked_result(
     """
     if not isinstance(result, ExecutionResult):
         raise options.refused("result", result, "an ExecutionResult")
-    session = None if result.session is None else checked("result.session", result.session, Session)
-    run = None if result.run is None else checked("result.run", result.run, Run)
+    session = None if result.session is None else await copied("result.session", result.session, Session)
+    run = None if result.run is None else await copied("result.run", result.run, Run)
     for name, part, expected in (
         ("session", session, expected_session_status),
         ("run", run, expected_run_status),
@@ -116,7 +135,7 @@ async def checked_result(
     return ExecutionResult(session, run, await checked_events("result.events", result.events))
 
 
-def expected_row(name: str, expected: R | None, written: R | None, kind: type[R]) -> R | None:
+async def expected_row(name: str, expected: R | None, written: R | None, kind: type[R]) -> R | None:
     """The row that a write expects to find, in canonical form.
 
     Raises:
@@ -124,7 +143,7 @@ def expected_row(name: str, expected: R | None, written: R | None, kind: type[R]
     """
     if expected is None:
         return None
-    row = checked(name, expected, kind)
+    row = await copied(name, expected, kind)
     if written is None or _key(row) != _key(written):
         raise ValidationError(f"{name} needs the same {kind.__name__.lower()} in the result")
     return row

@@ -6,6 +6,7 @@ import math
 from collections import OrderedDict, UserDict, deque
 from datetime import UTC, datetime
 from decimal import Decimal
+from random import Random
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -13,8 +14,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from asm_runtime import payload
 from asm_runtime.errors import ValidationError
-from asm_runtime.payload import MAX_DEPTH, JsonObject, canonical, canonical_object, decode, encode, lossy
+from asm_runtime.payload import (
+    LARGE,
+    MAX_DEPTH,
+    JsonObject,
+    canonical,
+    canonical_object,
+    decode,
+    encode,
+    is_large,
+    lossy,
+)
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 integers = st.integers(-(2**63), 2**63 - 1)
@@ -310,3 +322,69 @@ def test_a_long_list_is_stored() -> None:
     assert canonical([0.5] * 1_000_000, "output") == [0.5] * 1_000_000
     rows = [{"id": number, "name": "x", "score": 0.5} for number in range(100_000)]
     assert canonical(rows, "output") == rows
+
+
+# -- what is large
+
+
+def test_a_payload_is_large_by_its_values_or_its_text() -> None:
+    text = "x" * payload.CHARACTERS_PER_VALUE
+    for small in (
+        {},
+        {"a": 1, "b": [1, 2, 3]},
+        [0] * (LARGE // 2),
+        {"a": text * (LARGE // 2)},
+        None,
+        1.5,
+        text,
+    ):
+        assert not is_large(small)
+    large: list[Any] = [
+        [0] * (LARGE + 1),
+        {"a": {"b": [{}] * (LARGE + 1)}},
+        {"a": text * (LARGE + 1)},
+        ({"a": [text] * (LARGE // 2 + 1)},),
+        dict.fromkeys(map(str, range(LARGE + 1))),
+        OrderedDict(a=[0], b=(0,) * LARGE),
+    ]
+    for value in large:
+        assert is_large(value)
+
+
+def test_what_is_large_is_not_looked_through() -> None:
+    class Counting(dict[str, Any]):
+        def values(self) -> Any:
+            raise AssertionError("looked into")
+
+    assert is_large([0, Counting.fromkeys(map(str, range(LARGE)))])
+
+
+@pytest.mark.parametrize("large", [1, 2, 7, LARGE])
+def test_the_pieces_of_a_payload_are_its_json_text(large: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(payload, "LARGE", large)
+    monkeypatch.setattr(payload, "_PIECE", 3 * large)
+    monkeypatch.setattr(payload, "CHARACTERS_PER_VALUE", 3)
+    random = Random(large)
+
+    def value(depth: int) -> Any:
+        kind = random.randrange(8 if depth < 5 else 5)
+        if kind >= 5:
+            inside = [value(depth + 1) for _ in range(random.randrange(6))]
+            return inside if kind == 5 else {text(): item for item in inside}
+        return (None, True, random.randrange(-(10**6), 10**6), random.random() * 1e20, text())[kind]
+
+    def text() -> str:
+        return "".join(random.choices('ab"\\/\n\x00\x7fü\u2028\U0001f600', k=random.randrange(30)))
+
+    for _ in range(200):
+        made = value(0)
+        pieces = list(payload.json_pieces(made))
+        assert b"".join(pieces) == payload.encode(made)
+        assert all(piece.decode() for piece in pieces)
+
+
+def test_no_piece_is_much_larger_than_what_is_large() -> None:
+    made = {"text": "ü" * 2_000_000, "list": [{"a": [0] * 50}] * 2_000, "one": {"more": "x" * 1_500_000}}
+    pieces = list(payload.json_pieces(made))
+    assert json.loads(b"".join(pieces)) == made
+    assert max(map(len, pieces)) < 4 * LARGE * payload.CHARACTERS_PER_VALUE

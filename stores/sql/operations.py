@@ -46,6 +46,11 @@ def append(transaction: Transaction, rows: Sequence[EventRow], fence: Fence | No
     return transaction.append([rows])[0]
 
 
+def byte_size(rows: Sequence[EventRow], fence: Fence | None) -> int:
+    """How much an append writes: its arguments are those of `append`."""
+    return sum([row[8] for _, row in rows])
+
+
 def append_all(
     transaction: Transaction, requests: Sequence[tuple[Sequence[EventRow], Fence | None]]
 ) -> list[list[Event] | AsmError]:

@@ -12,15 +12,19 @@ from typing import Any
 import msgspec
 
 from asm_runtime.errors import StoreError
-from asm_runtime.payload import JsonObject, decode, encode
+from asm_runtime.payload import JsonObject, decode, encode, json_pieces
 from asm_runtime.records import Event, EventType, Run, RunStatus, Session, SessionStatus
+from asm_runtime.stores import rules
 
 __all__ = [
     "EventRow",
     "Row",
+    "drafted",
     "event_of",
     "event_row",
     "events_of",
+    "large_drafted",
+    "large_event_row",
     "own_copy",
     "run_of",
     "run_row",
@@ -43,8 +47,34 @@ def text_of(at: datetime) -> str:
 
 def event_row(event: Event) -> EventRow:
     """An event in canonical form, with its row as far as it is known: see `statements.insert_events`."""
-    data = encode(event.data) if event.data else b"{}"
+    data = encode(event.data)
     metadata = encode(event.metadata) if event.metadata else b"{}"
+    return _event_row(event, len(metadata) + len(data), metadata.decode(), data.decode())
+
+
+def large_event_row(event: Event) -> EventRow:
+    """The same, encoded in pieces: see `payload.json_pieces`."""
+    pieces = [list(json_pieces(payload)) for payload in (event.metadata, event.data)]
+    size = sum(len(piece) for text in pieces for piece in text)
+    metadata, data = ("".join(piece.decode() for piece in text) for text in pieces)
+    return _event_row(event, size, metadata, data)
+
+
+def drafted(event: Event) -> EventRow:
+    """The `event_row` of an event that a caller passed in.
+
+    Raises:
+        ValidationError: One of its fields is not what is allowed.
+    """
+    return event_row(rules.checked("event", event, Event))
+
+
+def large_drafted(event: Event) -> EventRow:
+    """The same by `large_event_row`."""
+    return large_event_row(event.checked())
+
+
+def _event_row(event: Event, size: int, metadata: str, data: str) -> EventRow:
     return event, (
         event.session_id,
         event.id,
@@ -54,9 +84,9 @@ def event_row(event: Event) -> EventRow:
         event.schema_version,
         event.provider,
         event.correlation_id,
-        len(metadata) + len(data),
-        metadata.decode(),
-        data.decode(),
+        size,
+        metadata,
+        data,
     )
 
 

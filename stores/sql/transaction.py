@@ -7,7 +7,7 @@ numbers of the logs and the record of what changed, is written once, at the end.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from random import getrandbits
 from typing import Any, Protocol, TypeAlias
@@ -19,7 +19,7 @@ from asm_runtime.payload import decode, encode
 from asm_runtime.records import Event, Fence
 from asm_runtime.stores import rules
 from asm_runtime.stores.sql import statements
-from asm_runtime.stores.sql.rows import EventRow, events_of, own_copy
+from asm_runtime.stores.sql.rows import EventRow, Row, events_of, own_copy
 
 __all__ = ["Appended", "Cursor", "Deleted", "Effect", "RunsChanged", "Transaction"]
 
@@ -80,6 +80,13 @@ Head: TypeAlias = tuple[int, str, int]
 """The latest number and time of a log, and the size of its largest event."""
 
 _EMPTY: Head = (0, "", 0)
+
+_SIZE = 8
+"""Where the size of an event stands in its row."""
+
+PORTION_EVENTS = 256
+PORTION_BYTES = 1 << 20
+"""How much one statement writes or answers: each holds a copy of it."""
 
 
 class Transaction:
@@ -176,7 +183,7 @@ class Transaction:
                     if known is not event:
                         result.append(own_copy(known))  # whoever appended it first has the other
                         continue
-                session_id, at, size = row[0], row[4], row[8]
+                session_id, at, size = row[0], row[4], row[_SIZE]
                 number, latest, largest = heads[session_id]
                 number += 1
                 later = latest if latest > at else None
@@ -188,7 +195,7 @@ class Transaction:
                 result.append(event)
             results.append(result)
         if new:
-            self._insert(parameters, len(new))
+            self._insert(parameters, len(new), sum(parameters[_SIZE :: statements.EVENT_COLUMNS]))
             self._raised.update(sessions if stored is None else {event.session_id for event in new})
             self.effects.append(Appended(new))
         return results
@@ -253,13 +260,13 @@ class Transaction:
             heads.update(decode(self.row(statement, encode(list(unknown)).decode())[0]))
 
     def _stored(self, batches: Sequence[Sequence[EventRow]]) -> dict[tuple[Any, ...], Event]:
-        pairs = encode([row[:2] for batch in batches for _, row in batch]).decode()
-        found = events_of(self.row(statements.STORED_EVENTS, pairs))
-        return {
-            (event.session_id, event.id): event
-            for event in found
-            if (event.sequence_number or 0) <= self._heads[event.session_id][0]  # else it is being removed
-        }
+        stored: dict[tuple[Any, ...], Event] = {}
+        for portion in _portions([row for batch in batches for _, row in batch]):
+            pairs = encode([row[:2] for row in portion]).decode()
+            for event in events_of(self.row(statements.STORED_EVENTS, pairs)):
+                if (event.sequence_number or 0) <= self._heads[event.session_id][0]:
+                    stored[event.session_id, event.id] = event  # else it is being removed
+        return stored
 
     def _make_room(self, batches: Sequence[Sequence[EventRow]]) -> None:
         """Remove what is in the way of new events of the log of a deleted session."""
@@ -272,14 +279,29 @@ class Transaction:
             self.write(statements.REMOVE_EVENTS, (session_id, head, head + len(new), len(new)))
             self.write(statements.REMOVE_EVENTS_OF_IDS, (session_id, head, encode(new).decode()))
 
-    def _insert(self, parameters: list[Any], count: int) -> None:
+    def _insert(self, parameters: list[Any], count: int, byte_size: int) -> None:
         execute = self.cursor.execute
         self.wrote = True
         if count == 1:
             execute(statements.INSERT_EVENT, parameters)
             return
         done, width = 0, statements.EVENT_COLUMNS
+        room = max(1, PORTION_BYTES * count // (byte_size + 1))  # how many such events are as many bytes
         for size in statements.INSERT_SIZES:
-            while count - done >= size:
+            while size <= room and count - done >= size:
                 execute(statements.insert_events(size), parameters[done * width : (done + size) * width])
                 done += size
+
+
+def _portions(rows: Sequence[Row]) -> Iterator[list[Row]]:
+    """Rows of events, few enough and small enough at a time."""
+    portion: list[Row] = []
+    byte_size = 0
+    for row in rows:
+        portion.append(row)
+        byte_size += row[_SIZE]
+        if len(portion) == PORTION_EVENTS or byte_size > PORTION_BYTES:
+            yield portion
+            portion, byte_size = [], 0
+    if portion:
+        yield portion

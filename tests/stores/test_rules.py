@@ -94,7 +94,7 @@ def test_a_fence_holds_only_for_its_attempt_while_that_runs() -> None:
         lambda: asyncio.run(rules.checked_events("events", "ab")),
         lambda: asyncio.run(rules.checked_events("events", [None])),
         lambda: asyncio.run(rules.checked_events("events", Event.new(type="custom", session_id="s"))),
-        lambda: rules.checked_pending(RUN.with_status("running")),
+        lambda: asyncio.run(rules.checked_pending(RUN.with_status("running"))),
         lambda: rules.checked_fence(None),
         lambda: rules.optional_fence(("s", "r", 1)),
         lambda: rules.checked_fence(Fence("s", "r", -1)),

@@ -14,13 +14,19 @@ from typing import Any
 import pytest
 
 from asm_runtime import Event, Run, Session
-from asm_runtime.errors import ActorStopped, Conflict, LeaseLost, StoreError
+from asm_runtime.errors import ActorStopped, Conflict, LeaseLost, StoreError, ValidationError
 from asm_runtime.observer import Observer, set_observer
 from asm_runtime.ports import ExecutionResult, Fence
 from asm_runtime.stores import SQLSessionStore
 from asm_runtime.stores.sql import operations, statements
 from asm_runtime.stores.sql.group import FORGET_EVERY, KEPT_CHANGES
-from asm_runtime.stores.sql.transaction import MAX_CHANGE_BYTES, Cursor, Transaction
+from asm_runtime.stores.sql.store import PART_BYTES
+from asm_runtime.stores.sql.transaction import (
+    MAX_CHANGE_BYTES,
+    PORTION_BYTES,
+    Cursor,
+    Transaction,
+)
 
 NOON = datetime(2024, 1, 1, 12, tzinfo=UTC)
 
@@ -140,6 +146,59 @@ async def test_a_large_group_after_a_lull_is_written_in_two_halves(store: SQLSes
         await asyncio.gather(*(store.append_event(*events(1)) for _ in range(100)))
     assert groups == [(50, 50), (50, 50)]
     assert await store.get_latest_sequence("s") == 100
+
+
+async def test_huge_events_are_written_few_at_a_time(store: SQLSessionStore) -> None:
+    seen = await traced(store)
+    large = {"a": "x" * (PORTION_BYTES // 3)}
+    stored = await store.append_events([*events(8, data=large), *events(1)])
+    written = [statement.count("evt_") for statement in seen.run if "INTO asm_events" in statement]
+    assert written == [1] * 9
+    assert await store.get_events("s") == stored
+
+
+async def test_what_came_after_many_bytes_is_written_in_a_transaction_of_its_own(
+    store: SQLSessionStore,
+) -> None:
+    data = {"a": "x" * (PART_BYTES // 20)}
+    with observed() as groups:
+        await asyncio.gather(*(store.append_events(events(10, data=data)) for _ in range(5)))
+    assert groups == [(2, 20), (2, 20), (1, 10)]
+
+
+async def test_a_huge_batch_is_one_transaction_and_lets_others_take_their_turn(
+    store: SQLSessionStore,
+) -> None:
+    batch = events(3_000)
+    turns = 0
+    with observed() as groups:
+        appending = asyncio.ensure_future(store.append_events(batch))
+        while not groups:
+            await asyncio.sleep(0)
+            turns += 1
+        assert [event.id for event in await appending] == [event.id for event in batch]
+    assert groups == [(1, 3_000)]
+    assert turns > 5
+    # Again: each is a duplicate, looked up in portions.
+    seen = await traced(store)
+    again = await store.append_events(batch)
+    assert [event.sequence_number for event in again] == [*range(1, 3_001)]
+    assert (
+        sum("json_array" in statement and "asm_events" in statement for statement in seen.run) >= 3_000 // 256
+    )
+
+
+async def test_a_payload_too_large_to_copy_on_the_loop_is_stored_like_another(store: SQLSessionStore) -> None:
+    data = {"list": [{"number": number, "text": "ü\n"} for number in range(5_000)], "text": '"' * 1_000_000}
+    (stored, *_) = await store.append_events(events(1, data=data))
+    await store.append_event(*events(1, data=data, metadata=data))
+    run = Run.new(session_id="s", id="r", input=data)
+    await store.enqueue_run(run)
+    assert [event.data for event in await store.get_events("s")] == [data, data]
+    assert stored.data == data
+    assert await store.get_run("r") == run
+    with pytest.raises(ValidationError, match=r"list\[4999\]"):
+        await store.append_events([events(1)[0].replace(data={"list": [0] * 4_999 + [b""] + [0]})])
 
 
 # -- what fails alone

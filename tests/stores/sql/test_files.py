@@ -123,6 +123,18 @@ async def test_a_store_whose_file_was_replaced_leaves_the_log_of_the_new_one_alo
     assert await numbers(f"{file}-old") == [1]
 
 
+async def test_a_store_whose_log_was_deleted_leaves_the_next_one_alone(file: str, node: NewNode) -> None:
+    assert await numbers(file) == []
+    old = await SQLSessionStore(f"sqlite:///{file}").start()
+    await old.append_event(event())
+    for part in ("-wal", "-shm"):
+        await asyncio.to_thread(os.unlink, file + part)
+    assert await (await node("append-and-die", "s", "e")).process.wait()
+    await old.stop()
+    async with SQLSessionStore(f"sqlite:///{file}") as store:
+        assert [one.id for one in await store.get_events("s")] == ["e"]
+
+
 @pytest.mark.parametrize("keeps_nodes", [True, False])
 async def test_a_database_that_was_killed_can_be_copied_with_its_log(
     file: str, node: NewNode, keeps_nodes: bool

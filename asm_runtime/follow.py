@@ -26,17 +26,19 @@ async def follow(
     wait_timeout_ms: int,
     run_id: str | Collection[str] | None = None,
     type: EventType | str | Collection[EventType | str] | None = None,
+    has_row: bool = False,
 ) -> AsyncIterator[list[Event]]:
     """Batches of events, ascending, without a gap or a repeat; ends when the session is deleted.
 
-    A batch is empty when a look has found nothing new.
+    A batch is empty when a look has found nothing new. `has_row`: the caller knows that the session has
+    its row, so it is deleted if the first look finds none.
 
     A store that ignores `wait_timeout_ms` is not polled faster than `poll_interval_ms`.
     """
     cursor = after
     # The greatest number that the log was seen to have: one below it means that the log is gone.
     greatest = await store.get_latest_sequence(session_id)
-    exists = not greatest and await _exists(store, session_id)
+    exists = has_row or (not greatest and await _exists(store, session_id))
     while True:
         asked = clock.monotonic()
         events = await store.get_events(

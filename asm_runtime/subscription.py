@@ -136,6 +136,7 @@ class Feed:
             limit=PAGE_SIZE,
             poll_interval_ms=POLL_INTERVAL_MS,
             wait_timeout_ms=WAIT_TIMEOUT_MS,
+            has_row=True,
         )
         async for batch in batches:
             if batch:

@@ -464,17 +464,18 @@ def _waiting_readers(server: SessionServer) -> list[Subscription]:
 async def test_streams_of_a_session_without_events_end_when_it_is_deleted(store: SessionStore) -> None:
     session = Session.new(agent_id="tester").with_status("active")
     await store.save_session(session)
+    faulty: Any = FaultyStore(store)
+    manager = SessionManager(faulty, ScriptedAdapter())
     async with SessionServer(store=store, adapter=ScriptedAdapter(), session_id=session.id) as server:
         subscription = server.subscribe()
         reading = asyncio.create_task(read(subscription, 99))
 
         async def stream() -> list[Event]:
-            return [
-                event async for event in server.manager.stream_session_events(session.id, poll_interval_ms=1)
-            ]
+            return [event async for event in manager.stream_session_events(session.id, poll_interval_ms=1)]
 
         streaming = asyncio.create_task(stream())
-        await until(lambda: not subscription._behind)
+        # The stream has seen the row: it has asked for it twice.
+        await until(lambda: not subscription._behind and faulty.calls["get_session"] >= 2)
         await store.delete_session(session.id)
         assert await reading == []
         assert await streaming == []

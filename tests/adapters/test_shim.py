@@ -333,6 +333,21 @@ async def test_a_name_is_free_when_its_owner_is_killed(footprint: Footprint) -> 
 # -- helpers die
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
+async def test_helpers_do_not_go_when_all_processes_of_a_service_are_asked_to(
+    footprint: Footprint, number: signal.Signals
+) -> None:
+    async with shell("exit 3", footprint) as process:
+        await output_of(process)  # the server has had the time to start
+        server = fork_server._server
+        assert server is not None
+        os.kill(server._pid, number)
+        async with shell("kill -TERM $PPID; kill -INT $PPID; exit 4", footprint) as another:
+            await output_of(another)
+    assert (process.returncode, another.returncode) == (3, 4)
+    assert fork_server._server is server
+
+
 async def test_where_the_shim_is_killed_its_command_ends_and_nobody_knows_how(footprint: Footprint) -> None:
     script = "timeout 1000 sh -c 'echo ready; sleep 1000' & wait"
     async with shell(script, footprint) as process:

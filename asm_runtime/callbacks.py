@@ -14,7 +14,7 @@ from asm_runtime.errors import ActorStopped, AsmError
 from asm_runtime.foreign import answered
 from asm_runtime.payload import encode
 from asm_runtime.ports import EventCallback, SessionStore
-from asm_runtime.records import Event, Fence
+from asm_runtime.records import Event, EventType, Fence
 from asm_runtime.tasks import start_task
 
 __all__ = ["EventCallbacks"]
@@ -67,6 +67,8 @@ class EventCallbacks:
         self._cursor = 0  # the last number that was given to them
         self._head = 0  # the greatest that is known to be stored
         self._lagging = False
+        # Whether the log, at the cursor, is this attempt's: the run's other attempts have callbacks too.
+        self._is_own = fence.attempt <= 1
         self._ended = False
         self._given = 0
         self._wake: asyncio.Future[None] | None = None
@@ -74,6 +76,7 @@ class EventCallbacks:
 
     def put(self, events: Sequence[Event]) -> None:
         """These are stored now. An event that was stored before is passed over."""
+        self._is_own = True
         for event in events:
             number = event.sequence_number or 0
             if number > self._head:
@@ -155,7 +158,15 @@ class EventCallbacks:
         if not page and self._head == head:
             self._lagging = False
         for event in page:
-            await self._give(event)
+            if event.type is EventType.RUN_STARTED and event.data.get("attempt") != self._fence.attempt:
+                if self._is_own:  # a later attempt's: this one has come to its end
+                    self._lagging, self._ended = False, True
+                    return
+            elif event.type is EventType.RUN_STARTED:
+                self._is_own = True
+            if self._is_own:
+                await self._give(event)
+            self._cursor = event.sequence_number or self._cursor
             self._head = max(self._head, self._cursor)
 
     async def _give(self, event: Event) -> None:

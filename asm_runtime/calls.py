@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from asm_runtime.actor import leave_behind
 from asm_runtime.clock import Clock
 from asm_runtime.errors import AsmError, StoreUnavailable
+from asm_runtime.tasks import start_task
 
 __all__ = ["Calls"]
 
@@ -57,7 +58,7 @@ class Calls:
             is_seen_through: Whether the work goes on when its caller does not wait any longer.
         """
         over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        task = asyncio.get_running_loop().create_task(work)
+        task = start_task(work)
         self._under_way[task] = over
         task.add_done_callback(self._done)
         timer = None if timeout_ms is None else self._clock.call_later(timeout_ms / 1000, _resolve, over)

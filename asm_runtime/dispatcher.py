@@ -20,6 +20,7 @@ from asm_runtime.orphans import Orphans
 from asm_runtime.ports import EventCallback, SessionStore
 from asm_runtime.records import Run, RunStatus
 from asm_runtime.run_queue import RunQueue, Submission
+from asm_runtime.tasks import start_task
 
 __all__ = ["STORE_GRACE_S", "Dispatcher"]
 
@@ -160,7 +161,7 @@ class Dispatcher:
     def open(self) -> None:
         """Settle what is orphaned, then take runs up, whenever there are some. Plain."""
         self._is_open = True
-        self._watch_runs(None, look=False)  # the answer comes at once, and is news
+        self._watch_runs(None)
 
     def close(self) -> list[asyncio.Task[Any]]:
         """Take up and look after nothing any more; runs in flight go on. Plain, idempotent.
@@ -236,19 +237,18 @@ class Dispatcher:
 
     # -- news
 
-    def _watch_runs(self, revision: int | None, *, look: bool = True) -> None:
+    def _watch_runs(self, revision: int | None) -> None:
         """Look for work, and again whenever anybody has changed the session's runs since. Plain.
 
         The store's own coroutine is the task: with a hundred thousand idle sessions, one more
         around it would be felt.
         """
         self._watch_retry = None
-        if look:
-            self.look()
+        self.look()
         self._revision = revision
         # The server's own context, not a copy for the task and another for its callback.
         waiting = self._store.wait_for_runs(self._session_id, after=revision, timeout_ms=None)
-        self._watch = asyncio.get_running_loop().create_task(waiting, context=self._context)
+        self._watch = start_task(waiting, context=self._context)
         self._watch.add_done_callback(self._runs_changed, context=self._context)
 
     def _runs_changed(self, watch: asyncio.Task[int]) -> None:

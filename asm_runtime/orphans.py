@@ -16,6 +16,7 @@ from asm_runtime.clock import Clock, sleep
 from asm_runtime.errors import ActorStopped
 from asm_runtime.ports import SessionStore
 from asm_runtime.records import Run
+from asm_runtime.tasks import start_task
 
 __all__ = ["LOST_ATTEMPTS", "OrphanWatch", "Orphans", "lost_attempts"]
 
@@ -125,7 +126,7 @@ class OrphanWatch:
         self._servers[session_id] = [*others, found] if others else found
         _watches[id(self._store)] = self
         if self._task is None or self._task.done():
-            self._task = asyncio.get_running_loop().create_task(self._run())
+            self._task = start_task(self._run())
 
     def remove(self, session_id: str, found: Callable[[], None]) -> None:
         """Call it no more; the last one ends the looking. Idempotent."""

@@ -421,10 +421,10 @@ class SessionServer(Actor):
             context=self._context,
             on_change=self._tell_changed,
         )
+        self._dispatcher.open()  # raises if the server has crashed meanwhile: so nothing is registered before
         self._telemetry = observer().session_started(session)
         OrphanWatch.of(self._store, self._clock).add(self.session_id, self._dispatcher.look)
         self._serving = True
-        self._dispatcher.open()
 
     async def on_stop(self) -> None:
         """Stop claiming, end the runs, bring the subscriptions up to there, release who waits."""
@@ -438,12 +438,12 @@ class SessionServer(Actor):
             cancelled = self._dispatcher.close()
             in_time = await self._dispatcher.end_runs(requeue=self._on_orphan == "requeue")
             # A store that has not written the ends in time is not waited for again.
-            grace_s = STORE_GRACE_S if in_time else 0.0
+            until = self._clock.monotonic() + (STORE_GRACE_S if in_time else 0.0)
             if self._readers is not None:
-                await self._readers.finish(grace_s=grace_s)
+                await self._readers.finish(grace_s=until - self._clock.monotonic())
             self._release(None)
             calls = [] if self._calls is None else self._calls.tasks
-            if not await all_done(self._clock, grace_s, *cancelled, *calls):
+            if not await all_done(self._clock, until - self._clock.monotonic(), *cancelled, *calls):
                 logger.warning(
                     "session %s leaves calls behind that its store does not answer", self.session_id
                 )
@@ -590,7 +590,7 @@ async def session_to_serve(
         Conflict: There is one, of the id in the options, and no other id was named.
     """
     if session_id is None:
-        return await manager.start_active_session(**(session_opts or {}))
+        return await manager.start_session(**(session_opts or {}))
     try:
         with store_errors():
             return await manager.get_session(session_id)
@@ -599,7 +599,7 @@ async def session_to_serve(
             raise
     opts: dict[str, Any] = {**session_opts, "id": session_id}
     try:
-        return await manager.start_active_session(**opts)
+        return await manager.start_session(**opts)
     except Conflict:  # somebody else was first
         with store_errors():
             return await manager.get_session(session_id)

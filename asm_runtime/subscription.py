@@ -25,6 +25,7 @@ from asm_runtime.foreign import answered
 from asm_runtime.observer import observer
 from asm_runtime.ports import SessionStore
 from asm_runtime.records import Event, EventType
+from asm_runtime.tasks import start_task
 
 __all__ = ["Feed", "Subscription"]
 
@@ -325,7 +326,7 @@ class Subscription:
 
         Read in a task of its own: whatever the store is at, the reader can leave, and is told of the end.
         """
-        reading = asyncio.get_running_loop().create_task(self._page_from_store())
+        reading = start_task(self._page_from_store())
         reading.add_done_callback(self._page_came)
         too_late: Timer | None = None
         try:

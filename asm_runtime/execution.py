@@ -314,11 +314,7 @@ class RunExecution:
             self._fail(error)
 
     def _recorder_failed(self, failure: asyncio.Future[Exception]) -> None:
-        error = failure.result()
-        if isinstance(error, MOVED_ON):
-            self.lost()
-        else:
-            self._fail(own(StoreError, "the store", error))
+        self._fail(own(StoreError, "the store", failure.result()))
 
     def _deadline(self) -> datetime | None:
         assert self._options.run_timeout_ms is not None

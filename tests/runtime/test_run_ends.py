@@ -8,17 +8,20 @@ from typing import Any
 
 import pytest
 
-from asm_runtime import Event, Run, RunStatus, SessionManager
+from asm_runtime import Event, Run, RunStatus, SessionManager, SessionServer
 from asm_runtime.adapters import ScriptedAdapter
 from asm_runtime.adapters.scripted import Gate, emit, fail, finish, say, tokens
 from asm_runtime.errors import (
     ActorStopped,
     AsmError,
+    LeaseLost,
     ProviderError,
     ProviderRateLimited,
     RunCancelled,
     RunFailed,
+    RunNotFound,
     RunTimeout,
+    SessionNotFound,
     StoreError,
     StoreUnavailable,
 )
@@ -191,6 +194,150 @@ async def test_a_run_queued_again_at_the_stop_keeps_its_events(store: SessionSto
     assert await contents(store, server.session_id, run_id) == ["a", "b"]
 
 
+async def test_a_cancelled_run_with_an_event_that_is_refused_has_failed(store: SessionStore) -> None:
+    """What was reported and cannot be stored fails the run, however it was to end."""
+    faulty, gate, last = FaultyStore(store), Gate(), Gate()
+    async with await open_server(
+        faulty, ScriptedAdapter([gate, say("a"), last, say("poison"), last])
+    ) as server:
+        run_id = await server.submit_run({})
+        await gate.reached()
+        before = faulty.calls["append_events"]
+        faulty.hanging.add("append_events")
+        faulty.refusing |= {"append_events": poisoned, "flush": poisoned}
+        gate.open()
+        await until(lambda: faulty.calls["append_events"] > before)
+        last.open()
+        last.close()
+        await last.reached(2)
+        cancelling = asyncio.create_task(server.cancel_run(run_id))
+        for _ in range(50):
+            await asyncio.sleep(0)
+        faulty.go_on()
+        await cancelling
+        with pytest.raises(StoreError, match="too large"):
+            await server.await_run(run_id)
+        assert await contents(store, server.session_id, run_id) == ["a", "run_failed"]
+
+
+async def test_a_run_that_is_cancelled_at_its_provider_is_cancelled(store: SessionStore) -> None:
+    async with await open_server(store, ScriptedAdapter([fail(RunCancelled("elsewhere"))])) as server:
+        run_id = await server.submit_run({})
+        with pytest.raises(RunCancelled, match="elsewhere"):
+            await server.await_run(run_id)
+        assert (await store.get_run(run_id)).status == RunStatus.CANCELLED
+
+
+async def test_a_run_that_failed_keeps_what_it_was_told_of_its_tokens(store: SessionStore) -> None:
+    script = [
+        emit("token_usage_updated", {"input_tokens": 1}),
+        emit("token_usage_updated", {"input_tokens": 5, "output_tokens": 7}),
+        emit("run_started", {"session": "abc"}),
+        fail(ProviderError("no")),
+    ]
+    async with await open_server(store, ScriptedAdapter(script)) as server:
+        run_id = await server.submit_run({})
+        with pytest.raises(ProviderError):
+            await server.await_run(run_id)
+        run = await store.get_run(run_id)
+        assert run.token_usage == {"input_tokens": 5, "output_tokens": 7}
+        assert run.provider_metadata == {"session": "abc"}
+
+
+async def test_a_result_without_usage_keeps_what_was_reported(store: SessionStore) -> None:
+    script: list[Any] = [emit("token_usage_updated", {"input_tokens": 1}), finish("x")]
+    result = await SessionManager(store, ScriptedAdapter(script)).run_once({})
+    assert result.token_usage == {"input_tokens": 1}
+
+
+async def test_a_run_that_ended_is_not_released(store: SessionStore) -> None:
+    faulty = FaultyStore(store)
+    async with await open_server(
+        faulty, ScriptedAdapter(scripts=[[], [fail(ProviderError("no"))]])
+    ) as server:
+        await server.execute_run({})
+        with pytest.raises(ProviderError):
+            await server.execute_run({})
+    assert faulty.calls["release_run"] == 0
+
+
+async def test_a_run_that_is_deleted_while_it_runs_is_not_found(store: SessionStore) -> None:
+    gate = Gate()
+    manager = SessionManager(store, ScriptedAdapter([gate, say("late")]))
+    session = await manager.activate_session((await manager.start_session(agent_id="tester")).id)
+    run = await manager.start_run(session.id, {})
+    executing = asyncio.create_task(manager.execute_run(run.id))
+    await gate.reached()
+    await store.delete_session(session.id)
+    gate.open()
+    with pytest.raises(RunNotFound) as gone:
+        await executing
+    assert (gone.value.session_id, gone.value.run_id) == (session.id, run.id)
+
+
+async def test_a_run_of_no_session_fails(store: SessionStore) -> None:
+    """A run needs no row of its session to be accepted; its adapter is given one."""
+    run = await store.enqueue_run(Run.new(session_id="nowhere", input={}))
+    with pytest.raises(SessionNotFound):
+        await SessionManager(store, ScriptedAdapter()).execute_run(run.id)
+    stored = await store.get_run(run.id)
+    assert (stored.status, stored.error and stored.error["code"]) == ("failed", "session_not_found")
+
+
+async def test_nothing_is_stored_of_an_attempt_that_was_given_up(store: SessionStore) -> None:
+    """Its fence may still hold: it is an orphan that nobody has settled."""
+    gate, refused = Gate(stubborn=True), list[BaseException]()
+
+    async def late(stage: Any) -> None:
+        try:
+            await stage.context.emit("message_received", {"content": "late"})
+        except LeaseLost as error:
+            refused.append(error)
+
+    faulty: Any = FaultyStore(store)
+    manager = SessionManager(faulty, ScriptedAdapter([say("early"), gate, late]), cancel_grace_ms=0)
+    session = await manager.activate_session((await manager.start_session(agent_id="tester")).id)
+    run = await manager.start_run(session.id, {})
+    seen: list[Event] = []
+    executing = asyncio.create_task(manager.execute_run(run.id, event_callback=seen.append))
+    await gate.reached()
+    for task in asyncio.all_tasks():
+        if getattr(task.get_coro(), "__qualname__", "") == "RunExecution.run":
+            task.cancel()
+    await asyncio.wait([executing])
+    gate.open()
+    await until(lambda: refused)
+    assert (await store.get_run(run.id)).status == RunStatus.RUNNING
+    assert "late" not in await contents(store, session.id, run.id)
+
+
+async def test_a_message_of_the_input_is_logged_once_a_run_however_often_it_is_tried(
+    store: SessionStore,
+) -> None:
+    gate = Gate()
+    adapter = ScriptedAdapter(scripts=[[gate], []])
+    first = await open_server(store, adapter, on_orphan="requeue")
+    run_id = await first.submit_run({"messages": [{"content": "a"}, {"content": "a"}]})
+    await gate.reached()
+    await first.stop()
+    async with SessionServer(store=store, adapter=adapter, session_id=first.session_id) as second:
+        await second.await_run(run_id)
+    log = [str(event.type) for event in await store.get_events(first.session_id, run_id=run_id)]
+    assert log == ["message_sent", "message_sent", "run_started", "run_started", "run_completed"]
+
+
+async def test_options_given_at_execution_are_stored_while_the_run_runs(store: SessionStore) -> None:
+    gate = Gate()
+    manager = SessionManager(store, ScriptedAdapter([gate]))
+    session = await manager.activate_session((await manager.start_session(agent_id="tester")).id)
+    run = await manager.start_run(session.id, {})
+    executing = asyncio.create_task(manager.execute_run(run.id, adapter_opts={"a": 1}))
+    await gate.reached()
+    assert (await store.get_run(run.id)).metadata["options"] == {"adapter_opts": {"a": 1}}
+    gate.open()
+    await executing
+
+
 async def test_what_waits_to_be_stored_is_bounded_in_bytes(store: SessionStore) -> None:
     faulty, gate = FaultyStore(store), Gate()
     big = "x" * 3_000_000
@@ -305,6 +452,7 @@ async def test_an_end_that_is_too_large_is_written_without_what_made_it_so(
         assert run.status in (RunStatus.FAILED, RunStatus.CANCELLED)
         assert run.error is not None
         assert (run.error["code"], run.error["message"]) == (ended.value.code, ended.value.message)
+        assert ended.value.code in ("storage_error", "run_cancelled")
         assert len(await terminal_events(store, server.session_id, run_id)) == 1
         assert len(encode(run)) < 10_000
 

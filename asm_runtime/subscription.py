@@ -23,6 +23,7 @@ from asm_runtime.errors import ActorStopped, AsmError, ValidationError
 from asm_runtime.follow import PAGE_BYTES, follow
 from asm_runtime.foreign import answered
 from asm_runtime.observer import observer
+from asm_runtime.payload import encode
 from asm_runtime.ports import SessionStore
 from asm_runtime.records import Event, EventType
 from asm_runtime.tasks import start_task
@@ -41,6 +42,9 @@ READ_GRACE_S = 5.0
 
 TURN_SIZE = 1_000
 """How many events the feed offers, to all subscriptions together, before the loop has a turn."""
+
+BUFFER_BYTES = 8 * 2**20
+"""How much JSON may wait for a slow reader, beside the page that it is at."""
 
 _parked: set[Subscription] = set()
 """Those whose reader waits for the feed. It keeps the reader alive: the loop and the feed hold weakly."""
@@ -154,12 +158,19 @@ class Feed:
 
         Who attaches meanwhile finds the batch in the store. Who has left gets no more of it.
         """
+        sizes: list[int] = []
+
+        def weigh() -> list[int]:
+            if not sizes:
+                sizes.extend(len(encode((event.data, event.metadata))) for event in batch)
+            return sizes
+
         offered = 0
         for subscription in tuple(self._attached):
             if offered >= TURN_SIZE:
                 await asyncio.sleep(0)
                 offered = 0
-            if subscription in self._attached and not subscription.offer(batch):
+            if subscription in self._attached and not subscription.offer(batch, weigh):
                 self.detach(subscription)
             offered += len(batch)
 
@@ -211,6 +222,7 @@ class Subscription:
         self._attached_at = 0
         self._page: deque[Event] = deque()
         self._buffer: deque[Event] = deque()
+        self._buffered_bytes = 0  # taken in since it was empty
         self._behind = True
         self._overflowed = False
         self._last: int | None = None  # the last number there will be, once the server stops
@@ -263,19 +275,28 @@ class Subscription:
 
     # -- the feed's and the server's side; plain
 
-    def offer(self, batch: list[Event]) -> bool:
-        """Take new events, ascending; False: the buffer is full, offer no more until it attaches anew."""
+    def offer(self, batch: list[Event], weigh: Callable[[], list[int]]) -> bool:
+        """Take new events, ascending; False: the buffer is full, offer no more until it attaches anew.
+
+        Args:
+            batch: The events; a page at most.
+            weigh: How many bytes each of them has; asked only for a reader that is behind.
+        """
         if self._closed:
             return False
-        for event in batch:
+        sizes = weigh() if self._buffer else [0] * len(batch)
+        if not self._buffer:
+            self._buffered_bytes = 0
+        for event, size in zip(batch, sizes, strict=True):
             if not self._matches(event):
                 continue
-            if len(self._buffer) >= self._limit:
+            if len(self._buffer) >= self._limit or self._buffered_bytes > BUFFER_BYTES:
                 self._overflowed = True
                 behind = (batch[-1].sequence_number or 0) - self._cursor
                 observer().subscriber_lagged(self._session_id, behind)
                 break
             self._buffer.append(event)
+            self._buffered_bytes += size
         self._stir()
         return not self._overflowed
 

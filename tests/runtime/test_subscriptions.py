@@ -15,7 +15,7 @@ from asm_runtime.adapters.scripted import Gate, tokens
 from asm_runtime.errors import ActorStopped, StoreError, ValidationError
 from asm_runtime.ports import SessionStore
 from asm_runtime.records import Session
-from asm_runtime.subscription import PAGE_SIZE, TURN_SIZE, Subscription
+from asm_runtime.subscription import BUFFER_BYTES, PAGE_SIZE, TURN_SIZE, Subscription
 from asm_runtime.testing import JumpingClock
 from tests.runtime.faulty import FaultyStore
 from tests.runtime.support import open_server, until
@@ -92,6 +92,22 @@ async def test_a_slow_reader_is_bounded_and_loses_nothing(store: SessionStore) -
                 if event.sequence_number == 212:
                     break
         assert numbers == list(range(1, 213))
+
+
+async def test_a_slow_reader_is_bounded_in_bytes_too(store: SessionStore) -> None:
+    megabyte = {"text": "x" * 2**20}
+    most = BUFFER_BYTES // 2**20 + 3
+    async with await open_server(store, ScriptedAdapter()) as server:
+        subscription = server.subscribe(after=2)
+        reading = asyncio.create_task(anext(subscription))
+        await until(lambda: not subscription._behind)
+        for number in range(3, 33):
+            await store.append_event(Event.new(type="custom", session_id=server.session_id, data=megabyte))
+            await until(lambda number=number: server._readers_here()._running_feed().position >= number)  # type: ignore[misc]
+            assert len(subscription._buffer) <= most
+        assert subscription._overflowed
+        assert (await reading).sequence_number == 3
+        assert await read(subscription, 32) == list(range(4, 33))
 
 
 async def test_readers_of_many_kinds_see_the_same_log(store: SessionStore) -> None:
@@ -358,7 +374,7 @@ async def test_a_reader_that_the_stop_meets_in_its_backfill_gets_all_in_order(st
     assert subscription._behind
     assert subscription._feed is not None
     live = await store.append_events(events_of(server.session_id, 3))
-    subscription.offer(live)
+    subscription.offer(live, lambda: [1] * len(live))
     await server.stop()
     faulty.heal()
     assert await reading == list(range(2, 14))

@@ -161,7 +161,7 @@ class Dispatcher:
     def open(self) -> None:
         """Settle what is orphaned, then take runs up, whenever there are some. Plain."""
         self._is_open = True
-        self._watch_runs(None)
+        self._watch_runs(None, look=False)  # the answer comes at once, and is news
 
     def close(self) -> list[asyncio.Task[Any]]:
         """Take up and look after nothing any more; runs in flight go on. Plain, idempotent.
@@ -237,14 +237,15 @@ class Dispatcher:
 
     # -- news
 
-    def _watch_runs(self, revision: int | None) -> None:
+    def _watch_runs(self, revision: int | None, *, look: bool = True) -> None:
         """Look for work, and again whenever anybody has changed the session's runs since. Plain.
 
         The store's own coroutine is the task: with a hundred thousand idle sessions, one more
         around it would be felt.
         """
         self._watch_retry = None
-        self.look()
+        if look:
+            self.look()
         self._revision = revision
         # The server's own context, not a copy for the task and another for its callback.
         waiting = self._store.wait_for_runs(self._session_id, after=revision, timeout_ms=None)

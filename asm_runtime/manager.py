@@ -86,21 +86,21 @@ class SessionManager:
             Conflict: There is a session with that id.
             ValidationError: A value is not what is allowed.
         """
-        session = Session.new(
+        session = self._new_session(
             agent_id=agent_id,
             id=id,
-            metadata={"provider": self.adapter.name} | canonical_object(metadata, "metadata"),
+            metadata=metadata,
             context=context,
             tags=tags,
             parent_session_id=parent_session_id,
-            created_at=self._clock.now(),
         )
-        created = self._session_event(session, EventType.SESSION_CREATED, {})
-        with store_errors():
-            await self.store.flush(
-                ExecutionResult(session=session, events=[created]), expected_session_status="absent"
-            )
-        return session
+        return await self._stored_new(session, EventType.SESSION_CREATED)
+
+    async def start_active_session(self, **session_opts: Any) -> Session:
+        """Like `start_session` and `activate_session`, in one write."""
+        session = self._new_session(**session_opts)
+        active = session.with_status(SessionStatus.ACTIVE, at=session.created_at)
+        return await self._stored_new(active, EventType.SESSION_CREATED, EventType.SESSION_STARTED)
 
     async def get_session(self, session_id: str) -> Session:
         """The session as it is stored.
@@ -456,6 +456,34 @@ class SessionManager:
                     return
 
     # -- the inside
+
+    def _new_session(
+        self,
+        *,
+        agent_id: str,
+        id: str | None = None,
+        metadata: JsonObject | None = None,
+        context: JsonObject | None = None,
+        tags: Iterable[str] | None = None,
+        parent_session_id: str | None = None,
+    ) -> Session:
+        return Session.new(
+            agent_id=agent_id,
+            id=id,
+            metadata={"provider": self.adapter.name} | canonical_object(metadata, "metadata"),
+            context=context,
+            tags=tags,
+            parent_session_id=parent_session_id,
+            created_at=self._clock.now(),
+        )
+
+    async def _stored_new(self, session: Session, *types: EventType) -> Session:
+        events = [self._session_event(session, type, {}) for type in types]
+        with store_errors():
+            await self.store.flush(
+                ExecutionResult(session=session, events=events), expected_session_status="absent"
+            )
+        return session
 
     async def _change_session(
         self,

@@ -590,7 +590,7 @@ async def session_to_serve(
         Conflict: There is one, of the id in the options, and no other id was named.
     """
     if session_id is None:
-        return await manager.start_session(**(session_opts or {}))
+        return await manager.start_active_session(**(session_opts or {}))
     try:
         with store_errors():
             return await manager.get_session(session_id)
@@ -599,7 +599,7 @@ async def session_to_serve(
             raise
     opts: dict[str, Any] = {**session_opts, "id": session_id}
     try:
-        return await manager.start_session(**opts)
+        return await manager.start_active_session(**opts)
     except Conflict:  # somebody else was first
         with store_errors():
             return await manager.get_session(session_id)

@@ -10,9 +10,9 @@ from asm_runtime import options
 from asm_runtime.actor import DEFAULT_RESTART_BACKOFF_MS, Supervisor
 from asm_runtime.clock import SYSTEM_CLOCK
 from asm_runtime.errors import Conflict, ValidationError
-from asm_runtime.manager import SessionManager
+from asm_runtime.ids import new_id
 from asm_runtime.ports import ProviderAdapter, SessionStore
-from asm_runtime.server import ServerOptions, SessionServer, session_to_serve
+from asm_runtime.server import ServerOptions, SessionServer
 
 __all__ = ["SessionSupervisor"]
 
@@ -33,7 +33,7 @@ class SessionSupervisor(Supervisor):
         server_options: Laid under the options of every server, see `SessionServer`.
     """
 
-    __slots__ = ("_adapter", "_defaults", "_manager", "_store")
+    __slots__ = ("_adapter", "_defaults", "_store")
 
     def __init__(
         self,
@@ -55,7 +55,6 @@ class SessionSupervisor(Supervisor):
         self._store = store
         self._adapter = adapter
         self._defaults = server_options
-        self._manager = SessionManager(store, adapter, clock=self._clock)
         SessionServer(store=store, adapter=adapter, session_id="checked", **server_options)
 
     async def start_session(
@@ -83,27 +82,21 @@ class SessionSupervisor(Supervisor):
         _refuse_unknown("start_session", server_options)
         if session_id is None and session_opts is None:
             raise ValidationError("give session_id (attach), session_opts (create), or both")
-        given: ServerOptions = {**self._defaults, **server_options}
-        if session_opts is not None and (session_id is None or session_id not in self._children):
-            # Checked before the session exists, so that a bad option leaves nothing behind.
-            SessionServer(
-                store=self._store,
-                adapter=self._adapter,
-                session_id=session_id,
-                session_opts=session_opts,
-                **given,
-            )
-            session_id = (await session_to_serve(self._manager, session_id, session_opts)).id
-        key = options.identifier("session_id", session_id)
-        if server_options and key in self._children:
-            raise Conflict(
-                f"session {key} is served already: its server's options cannot be changed",
-                details={"session_id": key},
-            )
-        return await self.start_child(
-            key,
-            lambda: SessionServer(store=self._store, adapter=self._adapter, session_id=key, **given),
+        if session_id is None and session_opts is not None:
+            session_opts = {**session_opts, "id": session_opts.get("id") or new_id("ses_")}
+            key = options.identifier("session_opts['id']", session_opts["id"])
+        else:
+            key = options.identifier("session_id", session_id)
+        if key in self._children and (server_options or session_id is None):
+            what = "its server's options cannot be changed" if server_options else "it exists"
+            raise Conflict(f"session {key} is served already: {what}", details={"session_id": key})
+        servers = _Servers(
+            self, key, {**self._defaults, **server_options} if server_options else self._defaults
         )
+        if session_opts is not None and key not in self._children:
+            # Made before its session is, so that a bad option leaves nothing behind.
+            servers.first = servers.make(session_id, session_opts)
+        return await self.start_child(key, servers)
 
     def whereis(self, session_id: str) -> SessionServer | None:
         """The running server of that session, or None. Plain."""
@@ -133,6 +126,31 @@ class SessionSupervisor(Supervisor):
         for end in ends:
             if isinstance(end, BaseException):
                 raise end
+
+
+class _Servers:
+    """Makes the servers of one session, one after the other."""
+
+    __slots__ = ("first", "key", "options", "supervisor")
+
+    def __init__(self, supervisor: SessionSupervisor, key: str, server_options: ServerOptions) -> None:
+        self.supervisor, self.key, self.options = supervisor, key, server_options
+        # Where there is one, it makes the session too; successors find it.
+        self.first: SessionServer | None = None
+
+    def __call__(self) -> SessionServer:
+        first, self.first = self.first, None
+        return first or self.make(self.key, None)
+
+    def make(self, session_id: str | None, session_opts: Mapping[str, Any] | None) -> SessionServer:
+        supervisor = self.supervisor
+        return SessionServer(
+            store=supervisor._store,
+            adapter=supervisor._adapter,
+            session_id=session_id,
+            session_opts=session_opts,
+            **self.options,
+        )
 
 
 def _refuse_unknown(call: str, given: Mapping[str, object]) -> None:

@@ -69,8 +69,7 @@ class Spans:
             return {}
         headers: dict[str, str] = {}
         _w3c.inject(headers)
-        if current.is_recording():
-            self._submitters[headers["traceparent"]] = current
+        self._submitters[headers["traceparent"]] = current
         return headers
 
     def run(self, run: Run, agent_id: str | None, *, awaited: bool) -> RunSpans | None:
@@ -216,7 +215,7 @@ class RunSpans:
     def stored(self, event: Event) -> None:
         """Say what an event means for the spans."""
         execute = self._execute
-        if execute is None or not self._is_open or not execute.is_recording():
+        if execute is None or not execute.is_recording():  # as one that has ended
             return
         kind = event.type
         if not self._has_output and kind not in _NO_OUTPUT:
@@ -278,8 +277,6 @@ class RunSpans:
 
     def _has_waited(self, run: Run, until: datetime | None) -> None:
         """Make the `asm.run.queued`, in hindsight: a run may start before its submitter hears of it."""
-        if not self._invoke.is_recording():
-            return
         attributes: dict[str, AttributeValue] = {
             names.ASM_RUN_ID: run.id,
             names.ASM_SESSION_ID: self._session_id,

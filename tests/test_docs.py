@@ -75,10 +75,29 @@ def test_every_python_block_of_a_page_is_python(page: Path) -> None:
         compile(block, page.name, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
 
 
+def make_targets_of(page: Path) -> set[str]:
+    """What a page has its reader type, in code: not "make sure" in a sentence."""
+    text = page.read_text()
+    code = re.findall(r"^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE) + re.findall(
+        r"`([^`\n]+)`", text
+    )
+    return {name for piece in code for name in re.findall(r"^\s*make ([a-z-]+)", piece, re.MULTILINE)}
+
+
 def test_every_make_target_that_a_page_names_exists() -> None:
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = {name for page in PAGES for name in re.findall(r"\bmake ([a-z-]+)\b", page.read_text())}
-    assert {"demo", "test", "check", "bench"} <= named & targets
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z-]+):.*## ", makefile, re.MULTILINE))
+    assert set(re.findall(r"[a-z-]+", makefile.partition(".PHONY:")[2].partition("\n")[0])) == targets
+    named = {page.name: make_targets_of(page) for page in PAGES}
+    assert {"demo", "test", "check", "bench"} <= named["README.md"]
+    for page, names in named.items():
+        assert names <= targets, page
+
+
+def test_a_make_target_that_is_not_there_would_be_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("To make sure, run `make certain` or\n```sh\nmake nothing  # at all\n```\n")
+    assert make_targets_of(page) == {"certain", "nothing"}
 
 
 def test_the_store_of_the_page_on_stores_passes_the_suite_as_it_stands(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from enum import IntEnum
 from typing import Any, TextIO
 
 from asm_runtime.cli.escapes import as_lines, as_one_line
-from asm_runtime.errors import AsmError, DependencyMissing, NotFound, StoreError, ValidationError
+from asm_runtime.errors import AsmError, DependencyMissing, StoreError, ValidationError
 
 __all__ = [
     "ExitCode",
@@ -33,30 +33,28 @@ class ExitCode(IntEnum):
 
     DONE = 0
     FAILED = 1
-    """The run failed, or the store refused the operation."""
+    """The run failed, there is no such session or run, or the store refused the operation."""
     USAGE = 2
     """The call cannot mean anything, or an optional package is missing."""
     STORE = 3
     """The store cannot be used: not there, out of reach, or of another schema."""
-    NOT_FOUND = 4
-    """No such session or run."""
     TIMEOUT = 124
     CANCELLED = 130
     OUTPUT_CLOSED = 141
     """Whoever read the output has gone."""
 
 
-def run_to_exit(command: Callable[[], Coroutine[Any, Any, ExitCode]]) -> ExitCode:
+def run_to_exit(command: Callable[[], Coroutine[Any, Any, int]]) -> int:
     """Run a command's coroutine on a loop of its own; what it raises becomes an exit code."""
 
-    def run() -> ExitCode:
+    def run() -> int:
         with asyncio.Runner(loop_factory=_fast_loop()) as runner:
             return runner.run(_stoppable(command()))
 
     return exit_code_of(run)
 
 
-def exit_code_of(work: Callable[[], ExitCode]) -> ExitCode:
+def exit_code_of(work: Callable[[], int]) -> int:
     """What a piece of the command returns; what it raises is told, and becomes an exit code."""
     try:
         return work()
@@ -117,7 +115,7 @@ def _print_error(text: str) -> None:
         sys.stderr.flush()
 
 
-async def _stoppable(command: Coroutine[Any, Any, ExitCode]) -> ExitCode:
+async def _stoppable(command: Coroutine[Any, Any, int]) -> int:
     """Run a command; it is cancelled by a signal, and raises what it raises, not the group around it."""
     task = asyncio.current_task()
     assert task is not None
@@ -135,8 +133,6 @@ def _code_of(error: AsmError) -> ExitCode:
     match error:
         case ValidationError() | DependencyMissing():
             return ExitCode.USAGE
-        case NotFound():
-            return ExitCode.NOT_FOUND
         case StoreError():
             return ExitCode.STORE
         case _:

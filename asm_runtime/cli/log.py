@@ -10,7 +10,7 @@ from asm_runtime.follow import PAGE_BYTES, follow
 from asm_runtime.ports import SessionStore
 from asm_runtime.records import Event
 
-__all__ = ["PAGE", "following", "stored"]
+__all__ = ["PAGE", "before_last", "following", "stored"]
 
 PAGE = 500
 """How many records are read at once, and so held."""
@@ -31,7 +31,7 @@ async def stored(
         store: Where.
         session_id: Whose.
         after: The cursor.
-        limit: At most so many events in all; None: no limit.
+        limit: Maximum number of events; None: no limit.
         filters: Those of `SessionStore.get_events`.
     """
     cursor, left = after, limit
@@ -43,6 +43,23 @@ async def stored(
         yield page
         cursor = page[-1].sequence_number or cursor
         left = None if left is None else left - len(page)
+
+
+async def before_last(store: SessionStore, session_id: str, count: int, **filters: Any) -> int:
+    """The cursor from which on there are as many events, or fewer if there are not as many.
+
+    Reads backwards and keeps nothing of it: the events themselves are read again.
+    """
+    cursor = await store.get_latest_sequence(session_id)
+    while count > 0:
+        page = await store.get_events(
+            session_id, before=cursor + 1, limit=min(PAGE, count), order="desc", **filters
+        )
+        if not page:
+            return 0
+        cursor = (page[-1].sequence_number or 1) - 1
+        count -= len(page)
+    return cursor
 
 
 def following(

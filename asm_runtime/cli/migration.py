@@ -6,17 +6,23 @@ import asyncio
 
 from asm_runtime.cli.exits import ExitCode
 from asm_runtime.cli.store_option import checked_url, opened
-from asm_runtime.errors import StoreError
+from asm_runtime.errors import StoreError, ValidationError
 
 __all__ = ["migrate"]
 
 
-async def migrate(where: str | None, revision: str, *, down: bool) -> ExitCode:
-    """Bring a database's tables up to a revision, or back down to it."""
+async def migrate(url: str | None, store: str | None, revision: str, *, down: bool, yes: bool) -> ExitCode:
+    """Bring a database's tables up to a revision, or back down to it, which removes data."""
+    if url and store:
+        raise ValidationError("name the database once")
+    where = url or store
     if revision == "head" and not down:
         async with opened(where, create=True):
             return ExitCode.DONE
-    await asyncio.to_thread(_step, checked_url(where, create=False), revision, down=down)
+    checked = checked_url(where, create=False)
+    if down and not yes:
+        raise ValidationError(f"going back to {revision} removes data: confirm it with --yes")
+    await asyncio.to_thread(_step, checked, revision, down=down)
     return ExitCode.DONE
 
 

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import stat
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
 from asm_runtime.adapters import ScriptedAdapter, ShellAdapter
 from asm_runtime.cli.exits import ExitCode, complain, stop_signals
 from asm_runtime.cli.log import following
+from asm_runtime.cli.lookup import find_session
 from asm_runtime.cli.output import Output
 from asm_runtime.cli.store_option import opened
 from asm_runtime.errors import AsmError, Conflict, InvalidTransition, ValidationError
 from asm_runtime.manager import SessionManager
-from asm_runtime.payload import decode
+from asm_runtime.payload import JsonObject, decode
 from asm_runtime.ports import ProviderAdapter
 from asm_runtime.records import Event, EventType, Run, RunStatus, Session, SessionStatus
 
@@ -30,6 +34,9 @@ ADAPTERS: dict[str, Callable[[], ProviderAdapter]] = {
     "shell": lambda: ShellAdapter(inherit_env=["*"]),
     "scripted": ScriptedAdapter,
 }
+
+MAX_STDIN_BYTES = 1_048_576
+"""How much of standard input a run may have: it is kept in the store."""
 
 _EXIT_CODES = {
     RunStatus.COMPLETED: ExitCode.DONE,
@@ -45,7 +52,7 @@ def run_input(adapter: str, words: tuple[str, ...], *, file: str | None, is_json
     Args:
         adapter: For a shell several words are a command and its arguments, one is a shell's line.
             For the others they are the prompt.
-        words: From the command line; none: read standard input.
+        words: From the command line; none: read standard input. With a command, what is piped goes to it.
         file: Read this file instead; `-` is standard input.
         is_json: The text is the input itself, as JSON.
 
@@ -55,7 +62,8 @@ def run_input(adapter: str, words: tuple[str, ...], *, file: str | None, is_json
     if words and file is not None:
         raise ValidationError("give the input as arguments or as a file, not both")
     if words and adapter == "shell" and not is_json:
-        return {"command": words[0] if len(words) == 1 else list(words)}
+        command: JsonObject = {"command": words[0] if len(words) == 1 else list(words)}
+        return command | _piped()
     text = " ".join(words) if words else _read(file)
     if is_json:
         try:
@@ -63,6 +71,24 @@ def run_input(adapter: str, words: tuple[str, ...], *, file: str | None, is_json
         except msgspec.DecodeError as error:
             raise ValidationError(f"the input is not JSON: {error}") from None
     return {"command": text} if adapter == "shell" else {"prompt": text}
+
+
+def _piped() -> JsonObject:
+    """What is piped or redirected to this process, for the command to read; it is stored with the run."""
+    try:
+        kind = os.fstat(sys.stdin.fileno()).st_mode
+    except (OSError, ValueError):
+        return {}
+    if not (stat.S_ISFIFO(kind) or stat.S_ISREG(kind)):
+        return {}  # a terminal, a socket, /dev/null
+    data = sys.stdin.buffer.read(MAX_STDIN_BYTES + 1)
+    if len(data) > MAX_STDIN_BYTES:
+        raise ValidationError(f"standard input is longer than {MAX_STDIN_BYTES} bytes: name a file instead")
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise ValidationError(f"standard input is not UTF-8: {error}") from None
+    return {"stdin": text} if text else {}
 
 
 def _read(file: str | None) -> str:
@@ -88,8 +114,8 @@ class OneShot(msgspec.Struct, frozen=True, kw_only=True):
     json: bool
     quiet: bool
 
-    async def execute(self) -> ExitCode:
-        """Execute the run; the exit code is how it ended."""
+    async def execute(self) -> int:
+        """Execute the run; the exit code is the command's own, or says how the run ended."""
         async with opened(self.store, create=True) as store:
             interrupted = _first_interrupt()
             manager = SessionManager(store, ADAPTERS[self.adapter]())
@@ -100,13 +126,13 @@ class OneShot(msgspec.Struct, frozen=True, kw_only=True):
             await self._watch(manager, run, after, interrupted)
             run = await store.get_run(run.id, session_id=session.id)
         self._say_end(run)
-        return _EXIT_CODES[run.status]
+        return _exit_code(run)
 
     async def _session(self, manager: SessionManager) -> Session:
         if self.session_id is None:
             session = await manager.start_session(agent_id=self.adapter)
         else:
-            session = await manager.get_session(self.session_id)
+            session = await manager.get_session(await find_session(manager.store, self.session_id))
         if session.status is SessionStatus.PENDING:
             return await manager.activate_session(session.id)
         if session.status is SessionStatus.PAUSED:  # the run would wait in the queue
@@ -164,6 +190,19 @@ class OneShot(msgspec.Struct, frozen=True, kw_only=True):
     def _say(self, what: str) -> None:
         if not self.quiet:
             complain(what)
+
+
+def _exit_code(run: Run) -> int:
+    """That of the command, as its shell would have it; else what became of the run."""
+    if run.status is RunStatus.FAILED and run.error:
+        details: Any = run.error.get("details")
+        facts = cast(JsonObject, details) if isinstance(details, dict) else {}
+        code, name = facts.get("exit_code"), facts.get("signal")
+        if type(code) is int and 0 < code < 256:
+            return code
+        if isinstance(name, str) and name in signal.Signals.__members__:
+            return 128 + signal.Signals[name]
+    return _EXIT_CODES[run.status]
 
 
 def _first_interrupt() -> asyncio.Event:

@@ -7,9 +7,10 @@ tabs, or its JSON. What others wrote is escaped here, so that no caller can forg
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+import select
+from collections.abc import Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TextIO, TypeAlias
+from typing import Any, TextIO, TypeAlias
 
 from rich.console import Console
 from rich.text import Text
@@ -19,10 +20,14 @@ from asm_runtime.cli.exits import output_failed
 from asm_runtime.payload import encode
 from asm_runtime.records import Event, Run, Session
 
-__all__ = ["Cell", "Output", "event_cells", "run_cells", "session_cells"]
+__all__ = ["Cell", "Output", "event_cells", "json_text", "run_cells", "session_cells"]
 
 Cell: TypeAlias = tuple[str, str]
 """A text, by anybody, and its style."""
+
+
+READER_LOOK_S = 0.25
+"""How often it is looked whether the reader of a quiet stream is still there."""
 
 
 class Output:
@@ -52,15 +57,39 @@ class Output:
 
     async def json(self, records: Iterable[object]) -> None:
         """Write records as JSON, one a line."""
-        await self._write("".join(f"{_json(record)}\n" for record in records))
+        await self._write("".join(f"{json_text(record)}\n" for record in records))
+
+    async def while_read(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do some work as long as anybody reads the stream.
+
+        A writer hears of a closed pipe only when it writes, and what follows a log may not do so for hours.
+
+        Raises:
+            BrokenPipeError: The reader has gone; the work was cancelled.
+        """
+        async with asyncio.TaskGroup() as group:
+            watching = group.create_task(self._watch_reader())
+            working = group.create_task(work)
+            working.add_done_callback(lambda _: watching.cancel())
+
+    async def _watch_reader(self) -> None:
+        if not hasattr(select, "poll"):  # Windows
+            return
+        poller = select.poll()
+        poller.register(self._stream.fileno(), 0)  # asks for nothing: errors and hang-ups are always told
+        while True:
+            await asyncio.sleep(READER_LOOK_S)
+            if poller.poll(0):
+                raise BrokenPipeError
 
     async def table(self, header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
-        """Write rows: in columns under a header if somebody looks, else separated by tabs."""
+        """Write rows: in columns, and under a header if there is one, if somebody looks; else with tabs."""
         if not self.is_terminal:
             await self.lines(rows)
             return
-        titled = [self._cells(row) for row in ([(title, "bold") for title in header], *rows)]
-        widths = [max(row[column].cell_len for row in titled) for column in range(len(header))]
+        titles = [[(title, "bold") for title in header]] if header else []
+        titled = [self._cells(row) for row in (*titles, *rows)]
+        widths = [max(row[column].cell_len for row in titled) for column in range(len(titled[0]))]
         for row in titled:
             for cell, width in zip(row[:-1], widths, strict=False):
                 cell.pad_right(width - cell.cell_len)
@@ -114,7 +143,7 @@ def run_cells(run: Run) -> list[Cell]:
     if run.started_at and run.ended_at:
         seconds = f"{(run.ended_at - run.started_at).total_seconds():.3f}"
     error = run.error  # any object: a store does not ask what is in it
-    about = f"{error.get('code')}: {error.get('message')}" if error else _json(run.input)
+    about = f"{error.get('code')}: {error.get('message')}" if error else json_text(run.input)
     return [
         (run.id, ""),
         _status(run.status),
@@ -127,7 +156,7 @@ def run_cells(run: Run) -> list[Cell]:
 
 def event_cells(event: Event, *, is_terminal: bool) -> list[Cell]:
     """An event as a line: number, time, type, run, data."""
-    kind, data, run_id = str(event.type), _json(event.data), event.run_id or ""
+    kind, data, run_id = str(event.type), json_text(event.data), event.run_id or ""
     if not is_terminal:
         return [
             (text, "")
@@ -142,7 +171,8 @@ def event_cells(event: Event, *, is_terminal: bool) -> list[Cell]:
     ]
 
 
-def _json(record: object) -> str:
+def json_text(record: object) -> str:
+    """A record as JSON that is safe to look at."""
     return as_json(encode(record).decode())
 
 

@@ -8,7 +8,8 @@ import os
 import pty
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,30 +17,88 @@ import pytest
 
 from asm_runtime.stores import SQLSessionStore
 
+CompletedText = subprocess.CompletedProcess[str]
+
 COMMAND = (sys.executable, "-m", "asm_runtime")
+
+
+READY_TO_FORK = """\
+import json, os, sys
+from asm_runtime import cli
+from asm_runtime.cli import changes, commands, details, oneshot, operations
+while line := os.read(3, 1_000_000):
+    order = json.loads(line)
+    if not (pid := os.fork()):
+        break
+    os.write(4, b"%d\\n" % os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+else:
+    sys.exit()
+os.chdir(order["cwd"])
+os.environ.clear()
+os.environ.update(order["environment"])
+for number, (path, flags) in enumerate(order["files"]):
+    os.dup2(os.open(path, flags, 0o600), number)
+os.close(3), os.close(4)
+sys.argv = [cli.__file__.replace("cli/__init__", "__main__"), *order["arguments"]]
+cli.main()
+"""
+
+
+class Forks:
+    """Runs commands as forks of a process that has loaded them: nine tenths of a short one is loading."""
+
+    def __init__(self) -> None:
+        orders, answers = os.pipe(), os.pipe()
+        move = f'exec 3<&{orders[0]} 4>&{answers[1]}; exec "$@"'
+        self._process = subprocess.Popen(
+            ("bash", "-c", move, "bash", sys.executable, "-W", "error", "-c", READY_TO_FORK),
+            pass_fds=(orders[0], answers[1]),
+        )
+        os.close(orders[0])
+        os.close(answers[1])
+        self._orders, self._answers = orders[1], answers[0]
+
+    def run(
+        self, arguments: Sequence[str], cwd: Path, environment: dict[str, str], stdin: str | None
+    ) -> CompletedText:
+        with tempfile.TemporaryDirectory() as folder:
+            given, out, err = (os.path.join(folder, name) for name in ("in", "out", "err"))
+            if stdin is not None:
+                Path(given).write_text(stdin)
+            order = {
+                "arguments": arguments,
+                "cwd": str(cwd),
+                "environment": environment,
+                "files": [
+                    (os.devnull if stdin is None else given, os.O_RDONLY),
+                    (out, os.O_WRONLY | os.O_CREAT),
+                    (err, os.O_WRONLY | os.O_CREAT),
+                ],
+            }
+            os.write(self._orders, json.dumps(order).encode())
+            code = os.read(self._answers, 100)
+            assert code, "the process that forks has died"
+            return CompletedText(list(arguments), int(code), Path(out).read_text(), Path(err).read_text())
+
+    def stop(self) -> None:
+        os.close(self._orders)
+        self._process.wait()
+        os.close(self._answers)
 
 
 class CommandLine:
     """Runs `asm-runtime` in a folder of the test's own, with no store of the user's in reach."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, forks: Forks) -> None:
         self.folder = folder
+        self._forks = forks
         self.store = "sqlite:///test.db"
         self.environment = {name: value for name, value in os.environ.items() if name != "ASM_STORE"}
         self.environment |= {"XDG_STATE_HOME": str(folder / "state"), "PYTHONWARNINGS": "error"}
 
     def __call__(self, *arguments: str, stdin: str | None = None, **environment: str) -> CompletedText:
         """Run it to its end."""
-        return subprocess.run(
-            (*COMMAND, *arguments),
-            cwd=self.folder,
-            env=self.environment | environment,
-            input=stdin,
-            stdin=subprocess.DEVNULL if stdin is None else None,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        return self._forks.run(arguments, self.folder, self.environment | environment, stdin)
 
     def shell(self, line: str) -> CompletedText:
         """Run a line of `sh`, in which `$ASM` is the command."""
@@ -130,12 +189,16 @@ class CommandLine:
         return asyncio.run(opened())
 
 
-CompletedText = subprocess.CompletedProcess[str]
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    forks = Forks()
+    yield forks
+    forks.stop()
 
 
 @pytest.fixture
-def asm(tmp_path: Path) -> CommandLine:
-    return CommandLine(tmp_path)
+def asm(tmp_path: Path, forks: Forks) -> CommandLine:
+    return CommandLine(tmp_path, forks)
 
 
 def json_lines(text: str) -> list[dict[str, Any]]:

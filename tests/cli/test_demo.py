@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from tests.cli.conftest import CommandLine, CompletedText
+from tests.cli.conftest import CommandLine, CompletedText, Forks
 
 
 @pytest.fixture(scope="module")
-def asm(tmp_path_factory: pytest.TempPathFactory) -> CommandLine:
-    return CommandLine(tmp_path_factory.mktemp("demo"))
+def asm(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> CommandLine:
+    return CommandLine(tmp_path_factory.mktemp("demo"), forks)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 
 from asm_runtime.records import Event, EventType, Run, Session
 from asm_runtime.stores import SQLSessionStore
-from tests.cli.conftest import CommandLine, json_lines
+from tests.cli.conftest import COMMAND, CommandLine, json_lines
 
 READERS = [("sessions",), ("runs", "s"), ("events", "s"), ("tail", "s"), ("export", "s")]
 
@@ -57,6 +57,11 @@ def test_sessions_are_listed_oldest_first_with_tabs_between(asm: CommandLine, st
         (("--status", "paused", "--status", "active"), ["s", "t"]),
         (("--agent", "writer"), ["s"]),
         (("--limit", "1"), ["s"]),
+        (("--last", "1"), ["t"]),
+        (("--last", "5"), ["t", "s"]),
+        (("--last", "1", "--agent", "writer"), ["s"]),
+        (("--since", "1d"), ["s", "t"]),
+        (("--since", "2100-01-01T00:00"), []),
     ],
 )
 def test_sessions_can_be_filtered(
@@ -95,6 +100,12 @@ def test_runs_can_be_filtered_and_are_json_if_asked(asm: CommandLine, store: tup
     assert [Run.from_dict(run).id for run in runs] == ["r2"]
 
 
+def test_the_last_runs_are_listed_newest_first(asm: CommandLine, store: tuple[str, str]) -> None:
+    rows = fields(asm("runs", "s", "--last", "2", *store).stdout)
+    assert [row[0] for row in rows] == ["r3", "r2"]
+    assert asm("runs", "s", "--since", "2100-01-01", *store).stdout == ""
+
+
 def test_an_event_is_one_line_whatever_its_data(asm: CommandLine, store: tuple[str, str]) -> None:
     done = asm("events", "s", *store)
     rows = fields(done.stdout)
@@ -111,17 +122,28 @@ def test_an_event_is_one_line_whatever_its_data(asm: CommandLine, store: tuple[s
         (("--after", "1", "--limit", "2"), [2, 3]),
         (("--type", "run_completed"), [4]),
         (("--type", "run_completed", "--type", "custom"), [1, 2, 3, 4, 5]),
-        (("--run", "nobody"), []),
         (("--run", "r1", "--after", "4"), [5]),
         (("--after", "5"), []),
         (("--follow", "--limit", "3"), [1, 2, 3]),
+        (("--last", "2"), [4, 5]),
+        (("--last", "9"), [1, 2, 3, 4, 5]),
+        (("--last", "2", "--type", "custom"), [3, 5]),
+        (("--last", "3", "--after", "4"), [5]),
+        (("--follow", "--last", "2", "--limit", "2"), [4, 5]),
+        (("--since", "1h"), [1, 2, 3, 4, 5]),
+        (("--since", "2100-01-01"), []),
+        (("--follow", "--since", "1h", "--limit", "2"), [1, 2]),
+        (("--run", "r"), None),
+        (("--run", "nobody"), None),
     ],
 )
 def test_events_can_be_filtered(
-    asm: CommandLine, store: tuple[str, str], arguments: tuple[str, ...], numbers: list[int]
+    asm: CommandLine, store: tuple[str, str], arguments: tuple[str, ...], numbers: list[int] | None
 ) -> None:
-    events = json_lines(asm("events", "s", *arguments, "--json", *store).stdout)
-    assert [event["sequence_number"] for event in events] == numbers
+    done = asm("events", "s", *arguments, "--json", *store)
+    events = json_lines(done.stdout)
+    assert [event["sequence_number"] for event in events] == (numbers or [])
+    assert (done.returncode, bool(done.stderr)) == ((1, True) if numbers is None else (0, False))
 
 
 def test_an_unknown_event_type_is_a_wrong_call(asm: CommandLine, store: tuple[str, str]) -> None:
@@ -186,6 +208,34 @@ async def test_tail_of_a_run_ends_with_it_also_if_its_end_is_not_shown(asm: Comm
         assert process.returncode == 0
 
 
+async def test_what_follows_a_log_ends_with_its_reader(asm: CommandLine) -> None:
+    async with SQLSessionStore(f"sqlite:///{asm.folder / 'test.db'}") as store:
+        await filled(store)
+        for command in ("tail s -n 3", "events s --follow"):
+            shell = await asyncio.create_subprocess_exec(
+                *("sh", "-c", f"$ASM {command} --store {asm.store} | head -n 1"),
+                cwd=asm.folder,
+                env=asm.environment | {"ASM": " ".join(COMMAND)},
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+            )
+            out, err = await shell.communicate()
+            assert (len(out.splitlines()), err) == (1, b"")
+
+
+def test_tail_can_show_more_than_a_page_and_more_than_there_is(
+    asm: CommandLine, store: tuple[str, str]
+) -> None:
+    async def many(store: SQLSessionStore) -> None:
+        await store.append_events([Event.new(type="custom", session_id="s") for _ in range(1_200)])
+        await store.append_event(Event.new(type="run_completed", session_id="s", run_id="r1"))
+
+    asm.in_store(many)
+    for lines, first in ((1_100, 107), (5_000, 1)):
+        done = asm("events", "s", "--last", str(lines), "--json", *store)
+        assert [event["sequence_number"] for event in json_lines(done.stdout)] == list(range(first, 1_207))
+
+
 def test_tail_of_a_run_that_has_ended_shows_its_last_events(asm: CommandLine, store: tuple[str, str]) -> None:
     done = asm("tail", "s", "-n", "3", "--run", "r1", "--json", *store)
     assert [event["sequence_number"] for event in json_lines(done.stdout)] == [3, 4, 5]
@@ -230,11 +280,11 @@ def test_a_log_without_a_session_row_can_be_read(asm: CommandLine) -> None:
 
 
 @pytest.mark.parametrize("command", READERS[1:])
-def test_an_unknown_session_is_exit_code_4(
+def test_an_unknown_session_is_exit_code_1(
     asm: CommandLine, store: tuple[str, str], command: tuple[str, ...]
 ) -> None:
     done = asm(command[0], "nobody", *store)
-    assert done.returncode == 4
+    assert done.returncode == 1
     assert done.stdout == ""
     assert "nobody" in done.stderr
 
@@ -265,7 +315,10 @@ def test_reading_a_database_of_another_kind_asks_for_the_migration_and_makes_no_
 
 
 def test_a_schema_can_be_taken_back_and_brought_up_again(asm: CommandLine, store: tuple[str, str]) -> None:
-    assert asm("migrate", asm.store, "--down", "--to", "base").returncode == 0
+    refused = asm("migrate", asm.store, "--down", "--to", "base")
+    assert (refused.returncode, "--yes" in refused.stderr) == (2, True)
+    assert asm("sessions", *store).returncode == 0
+    assert asm("migrate", "--store", asm.store, "--down", "--to", "base", "--yes").returncode == 0
     assert asm("sessions", *store).returncode == 3
     assert asm("migrate", asm.store).returncode == 0
     assert asm("sessions", *store).returncode == 0

@@ -78,11 +78,32 @@ def test_output_that_is_cut_off_is_said_to_be(asm: CommandLine) -> None:
     assert "longer than what is kept" in done.stderr
 
 
-def test_a_failed_run_is_exit_code_1_and_its_reason_on_stderr(asm: CommandLine) -> None:
+def test_a_failed_run_has_the_commands_exit_code_and_its_reason_on_stderr(asm: CommandLine) -> None:
     done = asm("run", "echo before; exit 3", "--store", asm.store)
-    assert (done.returncode, done.stdout) == (1, "before\n")
+    assert (done.returncode, done.stdout) == (3, "before\n")
     assert "failed" in done.stderr
     assert "3" in done.stderr.splitlines()[-1]
+
+
+def test_a_command_that_died_of_a_signal_has_the_exit_code_of_a_shell(asm: CommandLine) -> None:
+    assert asm("run", "kill -TERM $$", "--store", asm.store).returncode == 128 + signal.SIGTERM
+
+
+def test_a_run_that_failed_without_a_command_is_exit_code_1(asm: CommandLine) -> None:
+    assert asm("run", "--store", asm.store, "--", "no-such-command", "x").returncode == 1
+
+
+def test_what_is_piped_goes_to_the_command(asm: CommandLine) -> None:
+    assert asm("run", "tr a-z A-Z", "--store", asm.store, stdin="héllo\n").stdout == "HéLLO\n"
+    (asm.folder / "text").write_text("from a file")
+    assert asm.shell(f"$ASM run 'cat; echo' --store {asm.store} <text").stdout == "from a file\n"
+
+
+@pytest.mark.parametrize("said", ["yes | head -c 2000000", "printf '\\377'"])
+def test_a_standard_input_that_cannot_be_kept_is_a_wrong_call(asm: CommandLine, said: str) -> None:
+    done = asm.shell(f"{said} | $ASM run cat --store {asm.store}")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "standard input" in done.stderr
 
 
 def test_a_run_that_takes_too_long_is_exit_code_124(asm: CommandLine) -> None:
@@ -104,7 +125,7 @@ def test_json_is_every_event_of_the_run_and_nothing_else(asm: CommandLine) -> No
 def test_a_run_can_go_on_in_a_session(asm: CommandLine) -> None:
     asm("run", "echo one", "--store", asm.store)
     session_id = asm.in_store(only_run).session_id
-    done = asm("run", "echo two", "--session", session_id, "--store", asm.store)
+    done = asm("run", "echo two", "--session", session_id[-8:], "--store", asm.store)
     assert done.stdout == "two\n"
 
     async def runs(store: SQLSessionStore) -> list[Run]:
@@ -113,9 +134,9 @@ def test_a_run_can_go_on_in_a_session(asm: CommandLine) -> None:
     assert [run.input for run in asm.in_store(runs)] == [{"command": "echo one"}, {"command": "echo two"}]
 
 
-def test_a_session_that_is_not_there_is_exit_code_4(asm: CommandLine) -> None:
+def test_a_session_that_is_not_there_is_exit_code_1(asm: CommandLine) -> None:
     done = asm("run", "ls", "--session", "nobody", "--store", asm.store)
-    assert done.returncode == 4
+    assert done.returncode == 1
     assert "nobody" in done.stderr
 
 

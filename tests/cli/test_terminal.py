@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
 from asm_runtime.cli.escapes import as_json, as_lines, as_one_line
 from asm_runtime.records import Event, Run, Session
 from asm_runtime.stores import SQLSessionStore
-from tests.cli.conftest import CommandLine, json_lines
+from tests.cli.conftest import CommandLine, Forks, json_lines
 
 EVIL = (
     "\x1b]0;title\x07 \x1b[35;7mred \x9b35;7m \x9d0;c1\x9c \x7f \u202egnp.exe\u202c \u2066x\u2069 "
@@ -29,6 +30,7 @@ READERS = [
     ("sessions", "--json"),
     ("runs", EVIL, "--json"),
     ("export", EVIL),
+    ("show", EVIL, "--json"),
 ]
 
 
@@ -39,6 +41,10 @@ async def filled(store: SQLSessionStore) -> None:
     await store.enqueue_run(Run.new(session_id=EVIL, id=EVIL, input="x"))
     claimed = await store.claim_run(EVIL, run_id=EVIL)
     assert claimed is not None
+    await store.enqueue_run(Run.new(session_id=EVIL, id="orphan", input=EVIL))
+    orphan = await store.claim_run(EVIL, run_id="orphan")
+    assert orphan is not None
+    await store.save_run(orphan.replace(owner=EVIL))
     error = {"code": EVIL, "message": EVIL, "details": {EVIL: EVIL}, "retryable": False}
     await store.save_run(claimed.with_status("failed").replace(error=error))
     odd = Run.new(session_id=EVIL, id="odd", input="x").with_status("failed")
@@ -65,8 +71,8 @@ def assert_safe(sent: bytes, *, colours: bool = False, live: bool = False) -> No
 
 
 @pytest.fixture(scope="module")
-def asm(tmp_path_factory: pytest.TempPathFactory) -> CommandLine:
-    asm = CommandLine(tmp_path_factory.mktemp("terminal"))
+def asm(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> CommandLine:
+    asm = CommandLine(tmp_path_factory.mktemp("terminal"), forks)
     asm.in_store(filled)
     return asm
 
@@ -76,6 +82,15 @@ def test_what_a_store_holds_is_shown_and_not_obeyed(asm: CommandLine, colours: b
     commands = [(*command, "--store", asm.store) for command in READERS]
     for sent in asm.each_on_terminal(commands, TERM="xterm" if colours else "dumb"):
         assert_safe(sent, colours=colours)
+        assert b"title" in sent
+
+
+def test_what_is_changed_is_shown_and_not_obeyed(tmp_path: Path, forks: Forks) -> None:
+    asm = CommandLine(tmp_path, forks)
+    asm.in_store(filled)
+    changes = [("settle",), ("pause", EVIL), ("resume", EVIL), ("cancel", EVIL), ("show", EVIL)]
+    for sent in asm.each_on_terminal([(*command, "--store", asm.store) for command in changes], TERM="dumb"):
+        assert_safe(sent, live=True)
         assert b"title" in sent
 
 

@@ -9,7 +9,11 @@ import pytest
 
 from tests.cli.conftest import CommandLine
 
-COMMANDS = ("run", "sessions", "runs", "events", "tail", "export", "migrate", "demo")
+COMMANDS = (
+    *("run", "show", "cancel", "settle"),
+    *("sessions", "runs", "events", "tail", "export", "pause", "resume", "complete", "delete"),
+    *("migrate", "demo", "completion"),
+)
 
 
 def test_the_help_names_every_command_and_the_exit_codes(asm: CommandLine) -> None:
@@ -26,7 +30,7 @@ def test_every_command_explains_each_of_its_options(asm: CommandLine, command: s
     done = asm(command, "--help")
     assert done.returncode == 0
     options = [line for line in done.stdout.splitlines() if line.startswith("  --")]
-    assert options
+    assert options or command == "completion"
     for option in options:
         assert ": " in option, option
 
@@ -51,6 +55,10 @@ def test_in_a_pipe_the_help_has_no_colours_and_no_boxes(asm: CommandLine) -> Non
         ("events",),
         ("events", "s", "--after", "-1"),
         ("events", "s", "--limit", "0"),
+        ("events", "s", "--since", "yesterday"),
+        ("sessions", "--last", "0"),
+        ("migrate", "a.db", "--store", "b.db"),
+        ("completion", "tcsh"),
         ("sessions", "--store", "nonsense://"),
         ("run", "ls", "--store", "a://b://c d"),
     ],
@@ -63,6 +71,12 @@ def test_a_wrong_call_is_one_line_on_stderr_and_exit_code_2(
     assert done.stdout == ""
     assert done.stderr.startswith("asm-runtime: ")
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_can_be_taught_the_commands(asm: CommandLine, shell: str) -> None:
+    script = asm("completion", shell).stdout
+    assert all(command in script for command in COMMANDS)
 
 
 def test_the_version_is_that_of_the_package(asm: CommandLine) -> None:

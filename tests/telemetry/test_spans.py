@@ -159,8 +159,9 @@ def test_the_submitters_span_is_found_from_another_context(recorded: Recorded) -
 
 
 def test_a_run_whose_submitters_span_has_ended_is_linked_to_it(recorded: Recorded) -> None:
-    with recorded.tracer.start_as_current_span("request"):
+    with recorded.tracer.start_as_current_span("request") as request:
         run = submitted()
+    assert not request.is_recording()  # and somebody still holds it
     with recorded.tracer.start_as_current_span("the server's"):
         told = observer().run(run, "reviewer")
     told.ended(ended(run, RunStatus.CANCELLED))
@@ -339,6 +340,18 @@ def test_only_the_first_end_counts(recorded: Recorded) -> None:
     assert attributes_of(recorded.span("invoke_agent reviewer"))["asm.run.status"] == "completed"
 
 
+def test_the_provider_is_the_one_that_is_known_last(recorded: Recorded) -> None:
+    for provider, at_the_end in (("scripted", "scripted"), (None, "shell"), (None, None)):
+        told = observer().run(run := submitted().replace(provider=provider), "reviewer")
+        told.started(running := claimed(run), SESSION)
+        told.ended(ended(running).replace(provider=at_the_end))
+    observer().run(submitted().replace(provider="scripted"), "reviewer").abandoned()
+    told_providers = [
+        attributes_of(span)["gen_ai.provider.name"] for span in recorded.spans("invoke_agent reviewer")
+    ]
+    assert told_providers == ["scripted", "shell", "_OTHER", "scripted"]
+
+
 # -- what happens while it executes
 
 
@@ -400,6 +413,16 @@ def test_a_tool_call_that_failed_is_an_error_with_its_code(
     assert tool.kind is SpanKind.INTERNAL
     assert tool.status.status_code is StatusCode.ERROR
     assert attributes_of(tool)["error.type"] == code
+
+
+def test_a_tool_call_that_is_started_again_is_one_call(recorded: Recorded) -> None:
+    told = observer().run(run := submitted(), "reviewer")
+    told.started(running := claimed(run), SESSION)
+    for _ in range(2):
+        told.stored(event(EventType.TOOL_CALL_STARTED, {"tool_call_id": "1", "tool_name": "ls"}))
+    told.stored(event(EventType.TOOL_CALL_COMPLETED, {"tool_call_id": "1"}))
+    told.ended(ended(running))
+    assert "asm.tool.unfinished" not in attributes_of(recorded.span("execute_tool ls"))
 
 
 def test_tool_calls_in_parallel_are_told_apart_by_their_ids(recorded: Recorded) -> None:
@@ -481,6 +504,17 @@ def test_a_run_whose_trace_was_sampled_out_leaves_no_spans_and_samples_out_its_a
     finally:
         set_observer(before)
     assert exporter.get_finished_spans() == ()
+
+
+def test_a_provider_that_makes_no_spans_costs_what_none_costs() -> None:
+    before = install(tracer_provider=trace.NoOpTracerProvider())
+    try:
+        told = observer().run(submitted(), "reviewer")
+        told.started(claimed(submitted()), SESSION)
+        assert told.execution_context() is None
+        assert observer().write_began("append", "ses_1", 1, told) is None
+    finally:
+        set_observer(before)
 
 
 def test_a_submitter_that_was_sampled_out_takes_its_run_with_it(recorded: Recorded) -> None:

@@ -19,7 +19,7 @@ from asm_runtime.observer import Observer, set_observer
 from asm_runtime.ports import ExecutionResult, Fence
 from asm_runtime.stores import SQLSessionStore
 from asm_runtime.stores.sql import operations, statements
-from asm_runtime.stores.sql.group import FORGET_EVERY, KEPT_CHANGES
+from asm_runtime.stores.sql.group import FORGET_EVERY, KEPT_CHANGES, Request
 from asm_runtime.stores.sql.store import PART_BYTES
 from asm_runtime.stores.sql.transaction import (
     MAX_CHANGE_BYTES,
@@ -29,6 +29,7 @@ from asm_runtime.stores.sql.transaction import (
 )
 
 NOON = datetime(2024, 1, 1, 12, tzinfo=UTC)
+NO_REQUESTS: list[Request] = []
 
 
 def events(count: int, session_id: str = "s", **fields: Any) -> list[Event]:
@@ -502,7 +503,7 @@ async def test_a_change_by_others_has_only_those_read_again_whom_it_concerns(
         for number in range(3 * FORGET_EVERY):
             await second.append_events(events(1, f"other {number % 2}"))
             if number % 5 == 0:
-                await store._database.write(store._writer.run, [], NOON)
+                await store._database.write(store._writer.run, NO_REQUESTS, NOON)
     assert None not in taken[1:]  # the first look knows of no earlier one
     assert {id for changed in taken[1:] for id in changed or ()} == {"other 0", "other 1"}
 
@@ -511,5 +512,5 @@ async def test_who_missed_more_than_is_kept_reads_all_again(store: SQLSessionSto
     async with SQLSessionStore(f"sqlite:///{file}") as second:
         for _ in range(KEPT_CHANGES + 2 * FORGET_EVERY):
             await second.append_events(events(1, "other"))
-    outcome = await store._database.write(store._writer.run, [], NOON)
+    outcome = await store._database.write(store._writer.run, NO_REQUESTS, NOON)
     assert outcome.foreign is None

@@ -260,7 +260,7 @@ class FileDatabase:
     def _connect_writer(self) -> sqlite3.Connection:
         # On macOS a plain fsync leaves the data in the drive's cache. Elsewhere this does nothing.
         full = self._synchronous == "FULL"
-        return self._connect(
+        connection = self._connect(
             synchronous=self._synchronous,
             fullfsync=full,
             checkpoint_fullfsync=full,
@@ -268,6 +268,9 @@ class FileDatabase:
             journal_size_limit=LOG_BYTES,
             cache_size=-WRITER_CACHE_KIB,
         )
+        # SQLite opens the log at the first question. Until then the last reader to close deletes it.
+        connection.execute("SELECT 1 FROM sqlite_schema").fetchone()
+        return connection
 
     def _connect_reader(self) -> sqlite3.Connection:
         return self._connect(query_only=True)

@@ -64,7 +64,7 @@ class Recording:
     def written(self, stream: str | None = None) -> str:
         """All that was streamed."""
         streamed = self.data_of(EventType.MESSAGE_STREAMED)
-        return "".join(data["delta"] for data in streamed if stream in (None, data["stream"]))
+        return "".join(data["delta"] for data in streamed if stream in (None, data.get("stream")))
 
     def lines(self, stream: str | None = None) -> list[str]:
         return self.written(stream).removesuffix("\n").split("\n")

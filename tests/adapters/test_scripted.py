@@ -160,10 +160,10 @@ async def test_delays_and_gaps_are_on_the_clock() -> None:
     await clock.advance_ms(1000)
     assert recording.events == []
     await clock.advance_ms(10)
-    assert recording.lines() == ["a "]
+    assert recording.written() == "a "
     await clock.advance_ms(10)
     await running
-    assert recording.lines() == ["a ", "b"]
+    assert recording.written() == "a b"
 
 
 async def test_cancel_ends_the_run_and_leaves_the_others() -> None:

@@ -155,7 +155,13 @@ async def test_orphans_that_exit_are_reaped_while_the_command_runs(footprint: Fo
 async def until_no_zombies(parent: int) -> None:
     def zombies() -> list[str]:
         children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-        return [pid for pid in children if ") Z " in Path(f"/proc/{pid}/stat").read_text()]
+        return [pid for pid in children if is_zombie(pid)]
+
+    def is_zombie(pid: str) -> bool:
+        try:
+            return ") Z " in Path(f"/proc/{pid}/stat").read_text()
+        except (FileNotFoundError, ProcessLookupError):  # reaped between the two looks
+            return False
 
     while zombies():
         await asyncio.sleep(0)

@@ -239,7 +239,7 @@ class _Transcript:
             self._in_line = None if text.endswith("\n") else output
 
     async def end(self) -> None:
-        """End the line that a streamed text left open."""
-        if self._in_line is not None:
+        """End the line that a streamed text left open; what a program reads stays as it was said."""
+        if self._in_line is not None and self._in_line.is_terminal:
             await self._in_line.text("\n")
-            self._in_line = None
+        self._in_line = None

@@ -64,7 +64,7 @@ class Forks:
         with tempfile.TemporaryDirectory() as folder:
             given, out, err = (os.path.join(folder, name) for name in ("in", "out", "err"))
             if stdin is not None:
-                Path(given).write_text(stdin)
+                Path(given).write_bytes(stdin.encode())
             order = {
                 "arguments": arguments,
                 "cwd": str(cwd),
@@ -78,12 +78,16 @@ class Forks:
             os.write(self._orders, json.dumps(order).encode())
             code = os.read(self._answers, 100)
             assert code, "the process that forks has died"
-            return CompletedText(list(arguments), int(code), Path(out).read_text(), Path(err).read_text())
+            return CompletedText(list(arguments), int(code), _text(out), _text(err))
 
     def stop(self) -> None:
         os.close(self._orders)
         self._process.wait()
         os.close(self._answers)
+
+
+def _text(file: str) -> str:
+    return Path(file).read_bytes().decode()  # with the line ends that it has
 
 
 class CommandLine:

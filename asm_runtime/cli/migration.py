@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
 from asm_runtime.cli.exits import ExitCode
 from asm_runtime.cli.store_option import checked_url, opened
-from asm_runtime.errors import StoreError, ValidationError
+from asm_runtime.errors import Conflict, StoreError, ValidationError
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
 
 __all__ = ["migrate"]
 
@@ -37,6 +41,8 @@ def _step(url: str, revision: str, *, down: bool) -> None:
     engine = create_engine(url, connect_args={"isolation_level": None})
     try:
         with engine.connect() as connection:
+            if down:
+                _check_alone(connection)
             connection.exec_driver_sql("BEGIN IMMEDIATE")
             (migrations.downgrade if down else migrations.upgrade)(connection, revision)
             connection.commit()
@@ -44,3 +50,20 @@ def _step(url: str, revision: str, *, down: bool) -> None:
         raise StoreError(f"cannot migrate {engine.url}: {error}") from error
     finally:
         engine.dispose()
+
+
+def _check_alone(connection: Connection) -> None:
+    """See that nobody else has the database open: SQLite leaves its WAL mode for a lone connection only.
+
+    The next store that is opened goes back to it.
+
+    Raises:
+        Conflict: Somebody has.
+    """
+    from sqlalchemy.exc import OperationalError
+
+    try:
+        connection.exec_driver_sql("PRAGMA busy_timeout = 0")
+        connection.exec_driver_sql("PRAGMA journal_mode = DELETE")
+    except OperationalError:
+        raise Conflict("another process uses the database: stop it first") from None

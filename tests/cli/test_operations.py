@@ -324,6 +324,18 @@ def test_a_schema_can_be_taken_back_and_brought_up_again(asm: CommandLine, store
     assert asm("sessions", *store).returncode == 0
 
 
+async def test_a_schema_that_a_process_works_with_is_not_taken_back(asm: CommandLine) -> None:
+    async with SQLSessionStore(f"sqlite:///{asm.folder / 'test.db'}") as store:
+        await filled(store)
+        migration = await asm.begin("migrate", asm.store, "--down", "--to", "base", "--yes")
+        _, err = await migration.communicate()
+        assert (migration.returncode, err.splitlines()) == (
+            1,
+            [b"asm-runtime: another process uses the database: stop it first"],
+        )
+        assert len(await store.get_events("s")) == 5
+
+
 def test_a_reader_that_leaves_early_is_no_error_worth_a_traceback(
     asm: CommandLine, store: tuple[str, str]
 ) -> None:

@@ -26,7 +26,11 @@ WITH_A_SECRET = [
 
 
 def open_to_others(folder: Path) -> list[Path]:
-    return [path for path in (folder, folder / "asm.db") if path.stat().st_mode & 0o077]
+    return [
+        path
+        for path in (folder, *folder.rglob("*"))
+        if path.lstat().st_mode & 0o077 and not path.is_symlink()
+    ]
 
 
 def test_the_users_own_store_is_the_users_alone(asm: CommandLine) -> None:

@@ -200,8 +200,7 @@ class Metrics:
 
     def group_committed(self, requests: int, events: int) -> None:
         """A store committed one group."""
-        if events:
-            self._appended_events.add(events)
+        self._appended_events.add(events)
         self._commit_events.record(events)
         self._commit_requests.record(requests)
 

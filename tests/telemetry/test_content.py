@@ -128,6 +128,7 @@ async def test_content_is_shaped_as_the_conventions_say(
             [("system", "be kind"), ("user", '[{"a":1}]')],
         ),
         ({"messages": [{"tool": "x"}, "odd"]}, [("user", '{"tool":"x"}'), ("user", "odd")]),
+        ({"messages": [{"role": "tool", "id": 1}]}, [("tool", '{"id":1}')]),
         ({"messages": 5}, [("user", '{"messages":5}')]),
         (None, [("user", "null")]),
     ],

@@ -6,11 +6,16 @@ import threading
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.trace import NoOpTracerProvider
 
 from asm_runtime import Run, RunStatus, Session
-from asm_runtime.observer import observer
+from asm_runtime.observer import observer, set_observer
 from asm_runtime.payload import JsonObject
-from asm_runtime.telemetry import conventions
+from asm_runtime.telemetry import conventions, install
+from asm_runtime.telemetry.metrics import Levels
 from tests.telemetry.recorded import Recorded
 
 SESSION = Session.new(agent_id="reviewer", id="ses_1")
@@ -72,6 +77,15 @@ def test_the_levels_are_right_when_loops_in_several_threads_change_them(recorded
     assert recorded.value("asm.run.in_flight") == 0
 
 
+def test_a_session_that_has_nothing_in_flight_is_forgotten(recorded: Recorded) -> None:
+    for number in range(1_000):
+        observer().in_flight_changed(f"ses_{number}", 1)
+        observer().in_flight_changed(f"ses_{number}", -1)
+    levels = observer()
+    assert isinstance(levels, Levels)
+    assert levels._in_flight_by_session == {}
+
+
 def test_how_many_runs_of_its_session_execute_is_said_with_an_execution(recorded: Recorded) -> None:
     observer().in_flight_changed("ses_1", 1)
     observer().in_flight_changed("ses_1", 1)
@@ -110,7 +124,12 @@ def test_clocks_that_disagree_give_no_negative_times(recorded: Recorded) -> None
 
 @pytest.mark.parametrize(
     ("code", "told"),
-    [("provider_timeout", "provider_timeout"), ("orphaned", "orphaned"), ("exit_17_of_/tmp/x", "_OTHER")],
+    [
+        ("provider_timeout", "provider_timeout"),
+        ("orphaned", "orphaned"),
+        ("max_attempts_exceeded", "max_attempts_exceeded"),
+        ("exit_17_of_/tmp/x", "_OTHER"),
+    ],
 )
 def test_a_failure_is_told_by_a_code_that_is_one_of_few(recorded: Recorded, code: str, told: str) -> None:
     executed(RunStatus.FAILED, error={"code": code, "message": "it failed"})
@@ -184,6 +203,25 @@ def test_only_the_process_that_executes_a_run_measures_it(recorded: Recorded) ->
         .keys()
         .isdisjoint({"asm.run.duration", "asm.queue.wait", "gen_ai.client.token.usage"})
     )
+
+
+@pytest.mark.parametrize("how", ["requeued", "abandoned"])
+@pytest.mark.parametrize("is_traced", [True, False])
+def test_a_run_that_was_given_away_is_measured_by_whoever_ends_it(how: str, is_traced: bool) -> None:
+    reader = InMemoryMetricReader()
+    meters = MeterProvider([reader], shutdown_on_exit=False)
+    tracers = TracerProvider(shutdown_on_exit=False) if is_traced else NoOpTracerProvider()
+    before = install(tracer_provider=tracers, meter_provider=meters)
+    try:
+        run = Run.new(session_id="ses_1", provider="scripted")
+        running = run.replace(attempt=1).with_status(RunStatus.RUNNING)
+        told = observer().run(run, "reviewer")
+        told.started(running, SESSION)
+        getattr(told, how)()
+        told.ended(running.with_status(RunStatus.COMPLETED))
+    finally:
+        set_observer(before)
+    assert "asm.run.duration" not in str(reader.get_metrics_data())
 
 
 def test_a_run_is_measured_once(recorded: Recorded) -> None:

@@ -397,6 +397,7 @@ def test_a_tool_call_is_a_span_from_its_start_to_its_completion(recorded: Record
         ({"error_code": "first", "error": {"code": "second"}}, "first"),
         ({"error": {"code": "a sentence, not a code"}}, "_OTHER"),
         ({"error": {"code": 7}}, "_OTHER"),
+        ({"error": {"code": "c" * 1_000}}, "_OTHER"),
         ({"error": "broken"}, "_OTHER"),
         ({}, "_OTHER"),
     ],
@@ -577,6 +578,14 @@ def test_a_write_of_a_run_carries_its_size_and_the_numbers_it_gave(recorded: Rec
         "asm.store.first_sequence": 41,
         "asm.store.last_sequence": 42,
     }
+
+
+def test_a_write_of_a_run_that_nobody_traces_is_not_traced(recorded: Recorded) -> None:
+    before = install(tracer_provider=trace.NoOpTracerProvider())
+    told = observer().run(submitted(), "reviewer")
+    set_observer(before)
+    assert observer().write_began("append", "ses_1", 1, told) is None
+    assert recorded.open_spans.names() == []
 
 
 def test_a_write_that_failed_is_an_error_with_its_code(recorded: Recorded) -> None:

@@ -33,7 +33,7 @@ class Clock(Protocol):
         ...
 
     def call_later(self, seconds: float, callback: Callable[..., object], *args: Any) -> Timer:
-        """Call `callback(*args)` on the running loop after so many seconds."""
+        """Call `callback(*args)` on the running loop after this many seconds."""
         ...
 
 
@@ -59,7 +59,7 @@ SYSTEM_CLOCK: Clock = SystemClock()
 
 
 async def sleep(clock: Clock, seconds: float) -> None:
-    """Suspend the caller for so many seconds of `clock`. Cancellable."""
+    """Suspend the caller for this many seconds of `clock`. Cancellable."""
     wake = asyncio.get_running_loop().create_future()
     timer = clock.call_later(seconds, _wake, wake)
     try:

@@ -53,7 +53,7 @@ class Dispatcher:
         session_id: Whose queue.
         slots: How many runs of the session may be `running`, wherever.
         callbacks: For every run that is executed here.
-        max_attempts: Orphans are queued again until so many attempts were lost; None: they fail.
+        max_attempts: Orphans are queued again until this many attempts were lost; None: they fail.
         requeue_backoff_ms: The pause before the third attempt, see `Orphans`.
         cancel_grace_ms: How long an adapter may take to stop.
         clock: The source of time.

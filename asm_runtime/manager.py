@@ -358,7 +358,7 @@ class SessionManager:
 
         Args:
             run: As it was listed.
-            max_attempts: Queue it again unless so many attempts were lost; None: never.
+            max_attempts: Queue it again unless this many attempts were lost; None: never.
         """
         listed, lost = run, lost_attempts(run) + 1
         run = run.replace(metadata=run.metadata | {LOST_ATTEMPTS: lost})

@@ -79,10 +79,10 @@ class Observer:
         """That server has ended."""
 
     def queue_depth_changed(self, session_id: str, change: int) -> None:
-        """So many more (or fewer) runs wait in a queue that this process serves."""
+        """More runs (or fewer: negative) wait in a queue that this process serves."""
 
     def in_flight_changed(self, session_id: str, change: int) -> None:
-        """So many more (or fewer) runs execute in this process."""
+        """More runs (or fewer: negative) execute in this process."""
 
     def drain_began(self, session_id: str) -> object:
         """A drain begins; what this returns goes to `drain_ended`."""
@@ -92,20 +92,20 @@ class Observer:
         """That drain has ended."""
 
     def write_began(self, kind: str, session_id: str, events: int, trace: RunTrace | None = None) -> object:
-        """A store write of the runtime begins: `append` or `flush`, with so many events, for that run."""
+        """A store write of the runtime begins: `append` or `flush`, of `events` events, for that run."""
         return None
 
     def write_ended(self, token: object, stored: list[Event] | None, error: BaseException | None) -> None:
         """That write has ended; `stored` carries the sequence range."""
 
     def group_committed(self, requests: int, events: int) -> None:
-        """A store committed one group: so many requests, so many new events."""
+        """A store committed one group: the number of requests, and of new events."""
 
     def waiters_changed(self, change: int) -> None:
-        """So many more (or fewer) callers are parked in a store."""
+        """More callers (or fewer: negative) are parked in a store."""
 
     def subscriber_lagged(self, session_id: str, behind: int) -> None:
-        """A subscription fell behind by so many events and goes back to reading from the store."""
+        """A subscription fell behind, by this many events, and goes back to reading from the store."""
 
 
 _NO_TRACE = RunTrace()

@@ -115,8 +115,8 @@ class SessionStore(Protocol):
         Args:
             status: One, or a collection of them; an empty one matches nothing.
             agent_id: Likewise.
-            limit: At most so many, ≥ 1; None: all.
-            offset: Leave out so many first, ≥ 0.
+            limit: Maximum number, ≥ 1; None: all.
+            offset: How many to skip, ≥ 0.
         """
         ...
 
@@ -270,7 +270,7 @@ class SessionStore(Protocol):
             since: Only with a timestamp strictly later.
             after: Only with a greater number: the cursor.
             before: Only with a smaller number.
-            limit: At most so many, ≥ 1; None: all.
+            limit: Maximum number, ≥ 1; None: all.
             max_bytes: Stop before the event whose JSON (`msgspec.json.encode(event.to_dict())`) would
                 take the sum past this, ≥ 1; the first is there in any case. None: no bound.
             order: By number, ascending (`asc`) or descending (`desc`).

@@ -74,7 +74,7 @@ class RunRecorder:
 
     Attributes:
         facts: What the adapter said with `run_started` and terminal types; no events are made of it.
-        token_usage: What it last said of its tokens.
+        token_usage: The last token usage reported.
         failure: Resolved with the error if a batch could not be stored; nothing more is taken then.
         last_emit: When it last reported anything, on the clock's monotonic scale.
     """

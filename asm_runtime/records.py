@@ -227,7 +227,7 @@ class Session(_Record, frozen=True, kw_only=True):
         """A copy one step further.
 
         Args:
-            status: Where it shall stand.
+            status: The new status.
             at: When that happens; None: now.
 
         Raises:
@@ -315,7 +315,7 @@ class Run(_Record, frozen=True, kw_only=True):
         `started_at`. `attempt` stays: only a claim changes it.
 
         Args:
-            status: Where it shall stand.
+            status: The new status.
             at: When that happens; None: now.
 
         Raises:

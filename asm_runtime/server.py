@@ -78,7 +78,7 @@ class SessionServer(Actor):
         default_run_options: Laid under the options of every run that is submitted here.
         on_orphan: What happens to runs whose executor died, or could not write their end: `fail` them,
             or `requeue` them.
-        max_attempts: After so many lost attempts a run is not queued again but fails; ≥ 1.
+        max_attempts: After this many lost attempts a run is not queued again but fails; ≥ 1.
         requeue_backoff_ms: Before its third attempt a run that lost two waits so long, in milliseconds,
             before each further one twice as long, at most 60 s. It keeps its slot and its place.
         cancel_grace_ms: How long an adapter may take to stop, in milliseconds; then it is left behind.

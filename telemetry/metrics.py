@@ -49,12 +49,12 @@ class Levels:
         self._waiters = 0
 
     def queue_depth_changed(self, session_id: str, change: int) -> None:
-        """So many more (or fewer) runs wait."""
+        """More runs wait, or fewer."""
         with self._lock:
             self._queue_depth += change
 
     def in_flight_changed(self, session_id: str, change: int) -> None:
-        """So many more (or fewer) runs execute."""
+        """More runs execute, or fewer."""
         with self._lock:
             self._in_flight += change
             count = self._in_flight_by_session.get(session_id, 0) + change
@@ -64,7 +64,7 @@ class Levels:
                 self._in_flight_by_session.pop(session_id, None)
 
     def waiters_changed(self, change: int) -> None:
-        """So many more (or fewer) callers are parked."""
+        """More callers are parked, or fewer."""
         with self._lock:
             self._waiters += change
 

@@ -60,8 +60,7 @@ async def delete(where: str | None, session: str, *, yes: bool) -> ExitCode:
         events = await store.get_latest_sequence(session_id)
         if not yes:
             raise ValidationError(
-                f"this would delete session {session_id} with its {runs} runs and {events} events: "
-                "confirm it with --yes"
+                f"this deletes session {session_id} (runs: {runs}, events: {events}): confirm it with --yes"
             )
         await store.delete_session(session_id)
     return ExitCode.DONE

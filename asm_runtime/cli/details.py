@@ -8,7 +8,7 @@ from typing import Any, cast
 from asm_runtime.cli.exits import ExitCode
 from asm_runtime.cli.log import stored
 from asm_runtime.cli.lookup import find_run, find_session
-from asm_runtime.cli.output import Output, json_text
+from asm_runtime.cli.output import Output, input_text, json_text
 from asm_runtime.cli.store_option import opened
 from asm_runtime.payload import JsonObject
 from asm_runtime.ports import SessionStore
@@ -59,9 +59,11 @@ async def _attempts(store: SessionStore, run: Run) -> list[str]:
 
 
 def _texts(run: Run) -> list[tuple[str, str]]:
-    texts = [("input", _text(run.input))]
+    texts = [("input", input_text(run.input))]
     if run.output is not None:
-        texts.append(("output", _text(run.output)))
+        output: Any = run.output
+        said = cast(JsonObject, output).get("content") if isinstance(output, dict) else output
+        texts.append(("output", said if isinstance(said, str) else json_text(cast(object, output))))
     if run.error:
         error: JsonObject = run.error
         texts.append(("error", f"{error.get('code')}: {error.get('message')}"))
@@ -70,13 +72,3 @@ def _texts(run: Run) -> list[tuple[str, str]]:
         if isinstance(stderr, str) and stderr:
             texts.append(("stderr", stderr))
     return texts
-
-
-def _text(value: Any) -> str:
-    """What was said, as it was said; another value as JSON."""
-    if isinstance(value, dict):
-        for name in ("content", "command", "prompt"):
-            said = cast(JsonObject, value).get(name)
-            if isinstance(said, str):
-                return said
-    return value if isinstance(value, str) else json_text(cast(object, value))

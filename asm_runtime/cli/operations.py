@@ -6,12 +6,13 @@ import sys
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime
+from itertools import groupby
 from typing import Any, TypeVar
 
 from asm_runtime.cli.exits import ExitCode
 from asm_runtime.cli.log import before_last, following, stored
 from asm_runtime.cli.lookup import find_run, find_session, pages_of_runs, pages_of_sessions
-from asm_runtime.cli.output import Cell, Output, event_cells, run_cells, session_cells
+from asm_runtime.cli.output import Cell, Output, event_rows, message_text, run_cells, session_cells
 from asm_runtime.cli.store_option import opened
 from asm_runtime.errors import RunNotFound, SessionNotFound
 from asm_runtime.ports import SessionStore
@@ -32,7 +33,7 @@ async def list_sessions(
     since: datetime | None,
     json: bool,
 ) -> ExitCode:
-    """Print sessions, oldest first; the last so many: newest first."""
+    """Print sessions, oldest first; with `last` the newest, newest first."""
     async with opened(where, create=False) as store:
         pages = pages_of_sessions(store, status=status, agent=agent, limit=limit)
         header = ("SESSION", "STATUS", "AGENT", "CREATED", "TAGS")
@@ -50,7 +51,7 @@ async def list_runs(
     since: datetime | None,
     json: bool,
 ) -> ExitCode:
-    """Print a session's runs in the order of their acceptance; the last so many: newest first."""
+    """Print a session's runs in the order of their acceptance; with `last` the newest, newest first."""
     async with opened(where, create=False) as store:
         session_id = await find_session(store, session)
         pages = pages_of_runs(store, session_id, status=status, limit=limit)
@@ -165,7 +166,7 @@ async def _run_id(store: SessionStore, session_id: str, named: str) -> str:
 async def _chosen(
     pages: AsyncIterator[list[R]], *, last: int | None, since: datetime | None
 ) -> AsyncIterator[list[R]]:
-    """Those made since a time; of these the last so many, newest first."""
+    """Those made since a time; with `last` the newest of these, newest first."""
     kept: deque[R] = deque(maxlen=last)
     async for page in pages:
         chosen = [record for record in page if since is None or record.created_at >= since]
@@ -200,4 +201,6 @@ async def _print_events(output: Output, events: Sequence[Event], *, json: bool) 
     if json:
         await output.json(events)
     else:
-        await output.lines(event_cells(event, is_terminal=output.is_terminal) for event in events)
+        for whole, some in groupby(events, key=lambda event: message_text(event) is not None):
+            rows = (row for event in some for row in event_rows(event, is_terminal=output.is_terminal))
+            await output.lines(rows, whole=whole)

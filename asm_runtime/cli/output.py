@@ -10,17 +10,26 @@ import asyncio
 import select
 from collections.abc import Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TextIO, TypeAlias
+from typing import Any, TextIO, TypeAlias, cast
 
 from rich.console import Console
 from rich.text import Text
 
 from asm_runtime.cli.escapes import as_json, as_lines, as_one_line
 from asm_runtime.cli.exits import output_failed
-from asm_runtime.payload import encode
-from asm_runtime.records import Event, Run, Session
+from asm_runtime.payload import JsonObject, encode
+from asm_runtime.records import Event, EventType, Run, Session
 
-__all__ = ["Cell", "Output", "event_cells", "json_text", "run_cells", "session_cells"]
+__all__ = [
+    "Cell",
+    "Output",
+    "event_rows",
+    "input_text",
+    "json_text",
+    "message_text",
+    "run_cells",
+    "session_cells",
+]
 
 Cell: TypeAlias = tuple[str, str]
 """A text, by anybody, and its style."""
@@ -95,23 +104,29 @@ class Output:
                 cell.pad_right(width - cell.cell_len)
         await self._show(Text("  ").join(row) for row in titled)
 
-    async def lines(self, rows: Iterable[Sequence[Cell]]) -> None:
-        """Write rows, as wide as they are: between their cells two spaces if somebody looks, else tabs."""
+    async def lines(self, rows: Iterable[Sequence[Cell]], *, whole: bool = False) -> None:
+        """Write rows: between their cells two spaces if somebody looks, else tabs.
+
+        Args:
+            rows: What to write.
+            whole: A row that is longer than a terminal's line goes on in the next; else it is cut off.
+        """
         if self.is_terminal:
-            await self._show(Text("  ").join(self._cells(row)) for row in rows)
+            await self._show((Text("  ").join(self._cells(row, whole=whole)) for row in rows), whole=whole)
         else:
             await self._write("".join("\t".join(as_one_line(text) for text, _ in row) + "\n" for row in rows))
 
-    def _cells(self, row: Sequence[Cell]) -> list[Text]:
+    def _cells(self, row: Sequence[Cell], *, whole: bool = False) -> list[Text]:
         # Measuring megabytes takes long, and nothing of them is seen beyond the line's end.
-        longest = 4 * self._console.width
+        longest = None if whole else 4 * self._console.width
         return [Text(as_one_line(text[:longest]), style) for text, style in row]
 
-    async def _show(self, lines: Iterable[Text]) -> None:
-        """Write lines in colour, each cut off at the end of the terminal's."""
+    async def _show(self, lines: Iterable[Text], *, whole: bool = False) -> None:
+        """Write lines in colour; unless they are to be whole, each cut off at the end of the terminal's."""
         with self._console.capture() as captured:
             for line in lines:
-                line.truncate(self._console.width, overflow="ellipsis")
+                if not whole:
+                    line.truncate(self._console.width, overflow="ellipsis")
                 self._console.print(line)
         await self._write(captured.get())
 
@@ -143,7 +158,7 @@ def run_cells(run: Run) -> list[Cell]:
     if run.started_at and run.ended_at:
         seconds = f"{(run.ended_at - run.started_at).total_seconds():.3f}"
     error = run.error  # any object: a store does not ask what is in it
-    about = f"{error.get('code')}: {error.get('message')}" if error else json_text(run.input)
+    about = f"{error.get('code')}: {error.get('message')}" if error else input_text(run.input)
     return [
         (run.id, ""),
         _status(run.status),
@@ -154,27 +169,48 @@ def run_cells(run: Run) -> list[Cell]:
     ]
 
 
-def event_cells(event: Event, *, is_terminal: bool) -> list[Cell]:
-    """An event as a line: number, time, type, run, data."""
-    kind, data, run_id = str(event.type), json_text(event.data), event.run_id or ""
+def event_rows(event: Event, *, is_terminal: bool) -> list[list[Cell]]:
+    """An event as a row: number, time, type, run, data. To people, what a message says is shown as lines."""
+    kind, run_id = str(event.type), event.run_id or ""
     if not is_terminal:
-        return [
-            (text, "")
-            for text in (str(event.sequence_number), event.timestamp.isoformat(), kind, run_id, data)
-        ]
-    return [
+        fields = str(event.sequence_number), event.timestamp.isoformat(), kind, run_id, json_text(event.data)
+        return [[(field, "") for field in fields]]
+    first: list[Cell] = [
         (f"{event.sequence_number:>6}", "dim"),
         (f"{event.timestamp.astimezone():%H:%M:%S.%f}"[:-3], "dim"),
         (f"{kind:<20}", _STYLES.get(kind, "")),
         (f"{run_id[-6:]:<6}", "cyan"),
-        (data, ""),
     ]
+    text = message_text(event)
+    if text is None:
+        return [[*first, (json_text(event.data), "")]]
+    blank: list[Cell] = [(" " * len(cell), "") for cell, _ in first]
+    lines = text.expandtabs().split("\n")
+    return [[*(blank if number else first), (line, "")] for number, line in enumerate(lines)]
+
+
+def message_text(event: Event) -> str | None:
+    """What a message says; None for any other event."""
+    if event.type not in _MESSAGES:
+        return None
+    said = event.data.get("content", event.data.get("delta"))
+    return said.rstrip("\n") if isinstance(said, str) else None
+
+
+def input_text(given: Any) -> str:
+    """What a run was given: its command or prompt if it has one, else its JSON."""
+    said: Any = given
+    if isinstance(given, dict) and len(cast(JsonObject, given)) == 1:
+        said = next(iter(cast(JsonObject, given).values()))
+    return said if isinstance(said, str) else json_text(cast(object, given))
 
 
 def json_text(record: object) -> str:
     """A record as JSON that is safe to look at."""
     return as_json(encode(record).decode())
 
+
+_MESSAGES = frozenset((EventType.MESSAGE_SENT, EventType.MESSAGE_STREAMED, EventType.MESSAGE_RECEIVED))
 
 _STYLES = {
     "active": "green",

@@ -186,7 +186,7 @@ def test_a_session_with_open_runs_does_not_complete(asm: CommandLine, store: tup
 def test_a_session_is_deleted_when_that_is_confirmed(asm: CommandLine, store: tuple[str, str]) -> None:
     asked = asm("delete", "ses_aa22", *store)
     assert (asked.returncode, asked.stdout) == (2, "")
-    assert "ses_aa22 with its 1 runs and 2 events" in asked.stderr
+    assert "ses_aa22 (runs: 1, events: 2)" in asked.stderr
     assert session_of(asm, "ses_aa22").status is SessionStatus.ACTIVE
     assert asm("delete", "ses_aa22", "--yes", *store).returncode == 0
     assert [line.split("\t")[0] for line in asm("sessions", *store).stdout.splitlines()] == ["ses_aa11"]

@@ -92,7 +92,7 @@ def test_runs_are_listed_in_their_order(asm: CommandLine, store: tuple[str, str]
         ["r2", "pending", "0"],
         ["r3", "pending", "0"],
     ]
-    assert rows[1][5] == '{"prompt":"2"}'
+    assert rows[1][5] == "2"
 
 
 def test_runs_can_be_filtered_and_are_json_if_asked(asm: CommandLine, store: tuple[str, str]) -> None:

@@ -221,6 +221,17 @@ def test_a_terminal_gets_columns_and_no_line_is_longer_than_its_own(asm: Command
     assert header.index("STATUS") == row.index("pending") == len(as_one_line(EVIL)) + 2
 
 
+def test_messages_are_shown_to_people_whole_and_as_lines(asm: CommandLine) -> None:
+    asm("run", f"echo {'word ' * 60}; printf 'a\\tb\\n\\nc\\n'", "--store", "sqlite:///long.db")
+    session_id = asm("sessions", "--store", "long.db").stdout.split("\t")[0]
+    sent = asm.on_terminal("events", session_id, "--store", "long.db", TERM="dumb", COLUMNS="80").decode()
+    said = sent[sent.index("word") : sent.index("tool_call_completed")].split("\r\n")
+    assert said[0].split() == ["word"] * 60
+    assert [line.strip() for line in said[1:4]] == ["a       b", "", "c"]
+    others = [line for line in sent.split("\r\n") if "tool_call" in line]
+    assert [len(line) for line in others] == [80, 80]
+
+
 def test_colours_in_a_pipe_cannot_be_forced(asm: CommandLine) -> None:
     done = asm("sessions", "--store", asm.store, FORCE_COLOR="1", TTY_COMPATIBLE="1")
     assert "\x1b" not in done.stdout

@@ -31,7 +31,7 @@ TIME_LIMIT_S = 55
 
 COMPLETED_AT_KILL = 4
 IN_FLIGHT_AT_KILL = 4
-"""The kill comes when so many runs have completed and so many are in flight."""
+"""The kill comes when this many runs have completed and this many are in flight."""
 
 
 async def demo(file: str | None) -> ExitCode:

@@ -223,7 +223,7 @@ class RunRecorder:
                 else:
                     dropped = True
                     logger.warning("an event of run %s is refused: %s", self._fence.run_id, refused)
-        return not (dropped or batches)
+        return not dropped
 
     def written(self, stored: Sequence[Event]) -> None:
         """Tell the trace and the callbacks of events that are in the log now."""
@@ -248,15 +248,9 @@ class RunRecorder:
 
     @property
     def refused(self) -> Exception | None:
-        """Why a batch was refused for good, if one was; not: why the store was out of reach.
-
-        Raises:
-            LeaseLost, Conflict …: The run has moved on.
-        """
+        """Why a batch was refused for good; None where none was, or the store was out of reach."""
         failure = self.failure.result() if self.failure.done() else None
-        if isinstance(failure, MOVED_ON):
-            raise failure
-        return None if isinstance(failure, StoreUnavailable) else failure
+        return None if isinstance(failure, (StoreUnavailable, *MOVED_ON)) else failure
 
     @property
     def silent_since(self) -> float:
@@ -294,8 +288,7 @@ class RunRecorder:
                 await self.append(self._in_flight)
                 self._in_flight = []
         except Exception as error:
-            if not (self._closed and isinstance(error, StoreUnavailable)):
-                self.failure.set_result(error)
+            self.failure.set_result(error)
             self._make_room(len(self._room))
         finally:
             self._pump = None

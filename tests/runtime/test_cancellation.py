@@ -377,3 +377,22 @@ async def test_a_callback_is_given_no_event_twice(store: SessionStore) -> None:
     manager = SessionManager(store, ScriptedAdapter([twice]))
     result = await manager.run_once({}, event_callback=seen.append)
     assert seen == await store.get_events(result.session_id, run_id=result.run_id)
+
+
+async def test_a_callback_is_given_what_was_stored_though_its_write_was_cut_off(
+    store: SessionStore,
+) -> None:
+    """The run was cancelled while the answer to its first write was on its way."""
+    faulty: Any = FaultyStore(store)
+    seen: list[Event] = []
+    manager = SessionManager(faulty, ScriptedAdapter())
+    session = await active_session(manager)
+    run = await manager.start_run(session.id, {"prompt": "x"})
+    faulty.late.add("append_events")
+    executing = asyncio.create_task(manager.execute_run(run.id, event_callback=seen.append))
+    await until(lambda: faulty.held["append_events"])
+    executing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await executing
+    assert [str(event.type) for event in seen] == ["message_sent", "run_started", "run_cancelled"]
+    assert seen == await store.get_events(session.id, run_id=run.id)

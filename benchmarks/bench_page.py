@@ -37,8 +37,8 @@ async def measure(harness: Harness) -> None:
             raw.insert(rows, 10_000)
             raw.connection.execute(
                 "INSERT INTO asm_session_sequences "
-                "(session_id, last_sequence, latest_timestamp, run_revision, open_runs) "
-                "VALUES (?, ?, '2026-01-01T00:00:00.000000Z', 0, 0)",
+                "(session_id, last_sequence, latest_timestamp, largest_event, incarnation, run_revision, "
+                "open_runs) VALUES (?, ?, '2026-01-01T00:00:00.000000Z', 200, 1, 0, 0)",
                 (f"log_{count}", count),
             )
         raw.close()

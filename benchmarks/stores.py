@@ -56,9 +56,9 @@ async def memory_store() -> AsyncGenerator[InMemorySessionStore]:
 
 _COLUMNS = (
     "session_id, sequence_number, id, type, run_id, timestamp, data, metadata, schema_version, provider, "
-    "correlation_id"
+    "correlation_id, byte_size"
 )
-INSERT = f"INSERT INTO asm_events ({_COLUMNS}) VALUES ({', '.join('?' * 11)})"
+INSERT = f"INSERT INTO asm_events ({_COLUMNS}) VALUES ({', '.join('?' * 12)})"
 
 
 class RawLog:
@@ -80,7 +80,7 @@ class RawLog:
         return [
             (
                 f"{session}_{number % SESSIONS}", number, new_id("evt_"), "message_streamed", None,
-                "2026-01-01T00:00:00.000000Z", data, "{}", 1, None, None,
+                "2026-01-01T00:00:00.000000Z", data, "{}", 1, None, None, len(data) + 2,
             )
             for number in range(first, first + count)
         ]  # fmt: skip

@@ -263,8 +263,14 @@ async def test_what_is_being_committed_when_the_store_crashes_is_whole_though_no
 ) -> None:
     complaints: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
-    gate = threading.Event()
-    ready = store._database.write(lambda _: gate.wait())
+    at_work, gate = threading.Event(), threading.Event()
+
+    def hold(_: Cursor) -> None:
+        at_work.set()
+        gate.wait()
+
+    ready = store._database.write(hold)
+    await asyncio.to_thread(at_work.wait)  # a connection that is only being made writes nothing any more
     appends = [asyncio.ensure_future(store.append_events(events(2))) for _ in range(100)]
     for _ in range(3):
         await asyncio.sleep(0)

@@ -17,6 +17,7 @@ from asm_runtime.records import Event, EventType, Run, RunStatus, Session, Sessi
 from asm_runtime.stores import rules
 
 __all__ = [
+    "EVENT_COLUMNS",
     "EventRow",
     "Row",
     "drafted",
@@ -34,6 +35,11 @@ __all__ = [
 ]
 
 Row = tuple[Any, ...]
+EVENT_COLUMNS = (
+    "session_id", "id", "type", "run_id", "timestamp", "schema_version", "provider", "correlation_id",
+    "byte_size", "metadata", "data", "sequence_number", "later_timestamp",
+)  # fmt: skip
+
 EventRow = tuple[Event, Row]
 """An event on its way into the log, and its columns but for the last two, which its place in the log gives
 it: its number, and the latest time before it if that is later than its own."""
@@ -46,7 +52,7 @@ def text_of(at: datetime) -> str:
 
 
 def event_row(event: Event) -> EventRow:
-    """An event in canonical form, with its row as far as it is known: see `statements.insert_events`."""
+    """An event in canonical form, with its row as far as it is known."""
     data = encode(event.data)
     metadata = encode(event.metadata) if event.metadata else b"{}"
     return _event_row(event, len(metadata) + len(data), metadata.decode(), data.decode())

@@ -11,16 +11,12 @@ Parameters are JSON where there may be any number of values: `json_each(?)` turn
 
 from __future__ import annotations
 
-from functools import cache, lru_cache
+from functools import lru_cache
 
 import msgspec
 
 # -- columns, in the order of `rows`
 
-_EVENT_COLUMNS = (
-    "session_id, id, type, run_id, timestamp, schema_version, provider, correlation_id, byte_size, "
-    "metadata, data, sequence_number, later_timestamp"
-)
 _SESSION_COLUMNS = (
     "id, agent_id, status, parent_session_id, metadata, context, tags, created_at, updated_at, deleted_at"
 )
@@ -38,26 +34,6 @@ _AS_LISTS = """'[' || group_concat(short) || ']', '[' || group_concat(metadata) 
 '[' || group_concat(data) || ']'"""
 
 # -- the log
-
-EVENT_COLUMNS = 13
-
-
-@cache
-def insert_events(count: int) -> str:
-    """Insert that many events, `EVENT_COLUMNS` values for each.
-
-    FAIL instead of the default ABORT: to undo one statement alone SQLite would keep a journal of it,
-    at half the speed; here any error undoes the whole transaction.
-    """
-    places = "(" + ", ".join("?" * EVENT_COLUMNS) + ")"
-    return f"INSERT OR FAIL INTO asm_events ({_EVENT_COLUMNS}) VALUES " + ", ".join([places] * count)
-
-
-INSERT_SIZES = (64, 16, 4, 1)
-"""How many events one statement inserts: few enough shapes for the statement cache, few steps for any
-number of events. 64 rows have 832 parameters, below the 999 of old builds."""
-
-INSERT_EVENT = insert_events(1)
 
 # The latest number, the latest time and the largest event of a log.
 HEAD = "SELECT last_sequence, latest_timestamp, largest_event FROM asm_session_sequences WHERE session_id = ?"

@@ -19,7 +19,8 @@ from asm_runtime.payload import decode, encode
 from asm_runtime.records import Event, Fence
 from asm_runtime.stores import rules
 from asm_runtime.stores.sql import statements
-from asm_runtime.stores.sql.rows import EventRow, Row, events_of, own_copy
+from asm_runtime.stores.sql.insertion import INSERT_EVENT, INSERT_SIZES, insertion
+from asm_runtime.stores.sql.rows import EVENT_COLUMNS, EventRow, Row, events_of, own_copy
 
 __all__ = ["Appended", "Cursor", "Deleted", "Effect", "RunsChanged", "Transaction"]
 
@@ -81,8 +82,7 @@ Head: TypeAlias = tuple[int, str, int]
 
 _EMPTY: Head = (0, "", 0)
 
-_SIZE = 8
-"""Where the size of an event stands in its row."""
+_SIZE = EVENT_COLUMNS.index("byte_size")
 
 PORTION_EVENTS = 256
 PORTION_BYTES = 1 << 20
@@ -172,7 +172,7 @@ class Transaction:
         if self._careful:
             stored = self._stored(batches)
             self._make_room(batches)
-        parameters: list[Any] = []
+        rows: list[Row] = []
         new: list[Event] = []
         results: list[list[Event]] = []
         for batch in batches:
@@ -189,13 +189,12 @@ class Transaction:
                 later = latest if latest > at else None
                 heads[session_id] = number, later or at, size if size > largest else largest
                 force_setattr(event, "sequence_number", number)
-                parameters += row
-                parameters += number, later
+                rows.append((*row, number, later))
                 new.append(event)
                 result.append(event)
             results.append(result)
         if new:
-            self._insert(parameters, len(new), sum(parameters[_SIZE :: statements.EVENT_COLUMNS]))
+            self._insert(rows)
             self._raised.update(sessions if stored is None else {event.session_id for event in new})
             self.effects.append(Appended(new))
         return results
@@ -279,17 +278,19 @@ class Transaction:
             self.write(statements.REMOVE_EVENTS, (session_id, head, head + len(new), len(new)))
             self.write(statements.REMOVE_EVENTS_OF_IDS, (session_id, head, encode(new).decode()))
 
-    def _insert(self, parameters: list[Any], count: int, byte_size: int) -> None:
+    def _insert(self, rows: Sequence[Row]) -> None:
         execute = self.cursor.execute
         self.wrote = True
+        count = len(rows)
         if count == 1:
-            execute(statements.INSERT_EVENT, parameters)
+            execute(INSERT_EVENT, rows[0])
             return
-        done, width = 0, statements.EVENT_COLUMNS
-        room = max(1, PORTION_BYTES * count // (byte_size + 1))  # how many such events are as many bytes
-        for size in statements.INSERT_SIZES:
+        done = 0
+        # How many such events have as many bytes as one statement should hold.
+        room = max(1, PORTION_BYTES * count // (sum([row[_SIZE] for row in rows]) + 1))
+        for size in INSERT_SIZES:
             while size <= room and count - done >= size:
-                execute(statements.insert_events(size), parameters[done * width : (done + size) * width])
+                execute(*insertion(rows[done : done + size]))
                 done += size
 
 

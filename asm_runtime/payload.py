@@ -76,6 +76,13 @@ def canonical_object(value: Any, name: str) -> JsonObject:
     """
     if value is None:
         return {}
+    kind: type[Any] = type(value)  # pyright: ignore[reportUnknownVariableType]
+    if kind is dict and len(value) < 10:
+        for key, item in value.items():
+            if type(key) is not str or type(item) is not str or not (key.isascii() and item.isascii()):
+                break
+        else:
+            return dict(value)  # nearly all of them: a few texts
     if not isinstance(value, dict):
         raise ValidationError(
             f"{name} must be a dict with string keys, not {_described(value)}", details={"path": name}

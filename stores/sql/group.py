@@ -18,7 +18,8 @@ import msgspec
 from asm_runtime.errors import AsmError, StoreError
 from asm_runtime.payload import decode
 from asm_runtime.stores.sql import errors, operations, statements
-from asm_runtime.stores.sql.transaction import Cursor, Effect, Transaction
+from asm_runtime.stores.sql.rows import EventRow
+from asm_runtime.stores.sql.transaction import Appended, Cursor, Effect, Transaction, append_alone
 
 __all__ = ["ChangeFeed", "Outcome", "Request", "Writer"]
 
@@ -156,9 +157,7 @@ class Writer:
         cursor.execute("BEGIN IMMEDIATE")
         began = time.perf_counter()
         try:
-            transaction = Transaction(cursor, node_id=self._node_id, now=now, careful=careful)
-            results = _results(transaction, requests)
-            number = transaction.settle()
+            results, effects, changed, number = self._requested(cursor, requests, now, careful=careful)
             if number is not None:
                 self.feed.look(cursor, before=number)
                 if number % FORGET_EVERY == 0:
@@ -173,10 +172,23 @@ class Writer:
             raise
         if number is not None:
             self.feed.committed(number)
-        outcome.effects += transaction.effects
-        outcome.commits += transaction.wrote
+        outcome.effects += effects
+        outcome.commits += changed
         outcome.sync_bound = time.perf_counter() - wrote > wrote - began
         return results
+
+    def _requested(
+        self, cursor: Cursor, requests: Sequence[Request], now: datetime, *, careful: bool
+    ) -> tuple[list[Any], list[Effect], bool, int | None]:
+        """Inside a transaction: results, effects, whether anything was written, the number of the change."""
+        lone = None if careful else _lone_event(requests)
+        if lone is not None:
+            number = append_alone(cursor, *lone)
+            return [[lone[0]]], [Appended([lone[0]])], True, number
+        transaction = Transaction(cursor, node_id=self._node_id, now=now, careful=careful)
+        results = _results(transaction, requests)
+        change = transaction.settle()
+        return results, transaction.effects, transaction.wrote, change
 
     def _reason(self, error: Exception) -> AsmError:
         if isinstance(error, AsmError):
@@ -186,6 +198,16 @@ class Writer:
         failure = StoreError(f"{self._database}: the request failed: {error!r}")
         failure.__cause__ = error
         return failure
+
+
+def _lone_event(requests: Sequence[Request]) -> EventRow | None:
+    """The event, if to append it is all that is asked for."""
+    if len(requests) == 1 and requests[0][0] is operations.append:
+        rows: Sequence[EventRow]
+        rows, fence = requests[0][1]
+        if fence is None and len(rows) == 1:
+            return rows[0]
+    return None
 
 
 def _results(transaction: Transaction, requests: Sequence[Request]) -> list[Any]:

@@ -22,7 +22,7 @@ _OFTEN_ALIKE = (
 _GROUPS = [[EVENT_COLUMNS.index(name) for name in group] for group in _OFTEN_ALIKE]
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=128)
 def insert_events(count: int, alike: tuple[int, ...] = ()) -> str:
     """Insert that many events.
 
@@ -58,11 +58,11 @@ def insertion(rows: Sequence[Row]) -> tuple[str, list[Any]]:
     return insert_events(count, tuple(alike)), [*shared, *chain.from_iterable(zip(*own, strict=True))]
 
 
-INSERT_SIZES = (64, 16, 4, 1)
+INSERT_SIZES = (64, 32, 16, 8, 4, 2, 1)
 """How many events one statement inserts: few enough shapes for the statement cache, few steps for any
 number of events. 64 rows have 832 parameters, below the 999 of old builds."""
 
-SHARING = 16
+SHARING = 4
 """From how many rows on it is worth to look for what they share."""
 
 INSERT_EVENT = insert_events(1)

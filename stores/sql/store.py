@@ -210,6 +210,8 @@ class SQLSessionStore(GroupActor):
         commits counts.
         """
         most = len(letters)
+        if most == 1:
+            return [letters]
         if after_lull and most >= 2 * SMALLEST_HALF and not self._sync_bound:
             most = (most + 1) // 2
         parts: list[list[Letter]] = []
@@ -225,15 +227,16 @@ class SQLSessionStore(GroupActor):
 
     def _with_debts(self, letters: list[Letter]) -> list[Letter]:
         """What is owed, then the letters that ask for something."""
-        if any(letter[0] is _look for letter in letters):
+        asking = [letter for letter in letters if letter[2] is not None]
+        if len(asking) < len(letters) and any(letter[0] is _look for letter in letters):
             self._looks_soon = False
         if self._readers or self._watchers:
             # Before they are told: whoever is told of a change that brings it nothing waits on.
             self._look_soon()
-        if not self._owed and all(letter[2] is not None for letter in letters):
-            return letters
+        if not self._owed:
+            return asking
         debts: list[Letter] = [(operation, (fence,), None) for operation, fence in self._owed]
-        return debts + [letter for letter in letters if letter[2] is not None]
+        return debts + asking
 
     def _answer(self, letters: list[Letter], results: list[Any]) -> None:
         unpaid = False

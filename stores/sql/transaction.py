@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from random import getrandbits
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, cast
 
 import msgspec
 from msgspec.structs import force_setattr
@@ -22,7 +22,7 @@ from asm_runtime.stores.sql import statements
 from asm_runtime.stores.sql.insertion import INSERT_EVENT, INSERT_SIZES, insertion
 from asm_runtime.stores.sql.rows import EVENT_COLUMNS, EventRow, Row, events_of, own_copy
 
-__all__ = ["Appended", "Cursor", "Deleted", "Effect", "RunsChanged", "Transaction"]
+__all__ = ["Appended", "Cursor", "Deleted", "Effect", "RunsChanged", "Transaction", "append_alone"]
 
 
 class Cursor(Protocol):
@@ -87,6 +87,25 @@ _SIZE = EVENT_COLUMNS.index("byte_size")
 PORTION_EVENTS = 256
 PORTION_BYTES = 1 << 20
 """How much one statement writes or answers: each holds a copy of it."""
+
+
+def append_alone(cursor: Cursor, event: Event, row: Row) -> int:
+    """What a `Transaction` does whose only request is to append one event: most of a quiet store's.
+
+    Returns:
+        The number of the change.
+    """
+    session_id, at, size = row[0], row[4], row[_SIZE]
+    cursor.execute(statements.HEAD, (session_id,))
+    number, latest, largest = cursor.fetchone() or _EMPTY
+    number += 1
+    later = latest if latest > at else None
+    force_setattr(event, "sequence_number", number)
+    cursor.execute(INSERT_EVENT, (*row, number, later))
+    head = number, later or at, max(size, largest)
+    cursor.execute(statements.RAISE_COUNTER, (session_id, *head, getrandbits(62), 0, 0))
+    cursor.execute(statements.RECORD_CHANGE, (None, encode([session_id]).decode()))
+    return cast(int, cursor.lastrowid)
 
 
 class Transaction:

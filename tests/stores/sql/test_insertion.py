@@ -1,0 +1,113 @@
+"""How events get into the table: many in one statement, alone, and what is bound once."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from random import Random
+from typing import Any
+
+import pytest
+
+from asm_runtime import Event
+from asm_runtime.stores.sql import opening, operations
+from asm_runtime.stores.sql.group import Writer
+from asm_runtime.stores.sql.insertion import INSERT_SIZES, SHARING, insert_events, insertion
+from asm_runtime.stores.sql.rows import EVENT_COLUMNS, Row, drafted
+
+NOON = datetime(2024, 1, 1, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def database() -> Iterator[sqlite3.Connection]:
+    connection = opening.connect(":memory:", 0)
+    opening.upgrade_on(connection)
+    yield connection
+    connection.close()
+
+
+def contents(database: sqlite3.Connection, table: str, columns: str = "*") -> list[tuple[Any, ...]]:
+    return database.execute(f"SELECT {columns} FROM {table} ORDER BY 1, 2").fetchall()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_row_arrives_whatever_it_shares_with_its_neighbours(
+    database: sqlite3.Connection, seed: int
+) -> None:
+    random = Random(seed)
+    differ = {name: random.random() < 0.4 for name in EVENT_COLUMNS}
+
+    def value(name: str, number: int) -> Any:
+        if name in ("schema_version", "byte_size", "sequence_number"):
+            return number if name == "sequence_number" or differ[name] else 1
+        if name in ("run_id", "provider", "correlation_id", "later_timestamp") and random.random() < 0.3:
+            return None
+        return f"{name} {number}" if name == "id" or differ[name] else name
+
+    rows: list[Row] = [tuple(value(name, number) for name in EVENT_COLUMNS) for number in range(1, 100)]
+    done = 0
+    while done < len(rows):
+        size = min(random.choice(INSERT_SIZES), len(rows) - done)
+        database.execute(*insertion(rows[done : done + size]))
+        done += size
+    columns = ", ".join(EVENT_COLUMNS)
+    assert sorted(contents(database, "asm_events", columns), key=repr) == sorted(rows, key=repr)
+
+
+def test_what_neighbours_share_is_bound_once() -> None:
+    def row(number: int, **changes: Any) -> Row:
+        fields: dict[str, Any] = dict.fromkeys(EVENT_COLUMNS, None)
+        fields |= {"session_id": "s", "id": f"e{number}", "sequence_number": number, "data": f"{number}"}
+        return tuple((fields | changes).values())
+
+    alike = insertion([row(number) for number in range(64)])
+    assert len(alike[1]) < 64 * 6
+    for name in ("session_id", "run_id", "type", "provider", "metadata", "later_timestamp"):
+        apart = insertion([*(row(number) for number in range(63)), row(63, **{name: "another"})])
+        assert len(apart[1]) > len(alike[1])
+        assert len(apart[1]) < 64 * len(EVENT_COLUMNS)
+    few = insertion([row(number) for number in range(SHARING - 1)])
+    assert len(few[1]) == (SHARING - 1) * len(EVENT_COLUMNS)
+
+
+def test_the_sizes_of_inserts_end_at_one_and_fit_the_parameters_of_old_builds() -> None:
+    assert INSERT_SIZES[-1] == 1
+    assert sorted(INSERT_SIZES, reverse=True) == list(INSERT_SIZES)
+    assert insert_events(max(INSERT_SIZES)).count("?") < 999
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_an_event_that_is_appended_alone_leaves_what_one_in_a_batch_does(seed: int) -> None:
+    random = Random(seed)
+    log = [
+        Event.new(
+            type=random.choice(("custom", "message_streamed")),
+            session_id=random.choice("st"),
+            run_id=random.choice((None, "r")),
+            timestamp=NOON + timedelta(seconds=random.randrange(9)),
+            data={"a": "x" * random.randrange(50)},
+        )
+        for _ in range(30)
+    ]
+    tables: list[Any] = []
+    numbers: list[Any] = []
+    for size in (1, 30):
+        with opening.connect(":memory:", 0) as database:
+            opening.upgrade_on(database)
+            writer = Writer(node_id="n", database="d")
+            stored: list[Event] = []
+            for start in range(0, 30, size):
+                rows = [drafted(event) for event in log[start : start + size]]
+                outcome = writer.run(database.cursor(), [(operations.append, (rows, None))], NOON)
+                assert outcome.commits == 1
+                assert [event for effect in outcome.effects for event in effect.events] == outcome.results[0]  # type: ignore[union-attr]
+                stored += outcome.results[0]
+            numbers.append(stored)
+            counters = "session_id, last_sequence, latest_timestamp, largest_event, run_revision, open_runs"
+            tables.append(
+                (contents(database, "asm_events"), contents(database, "asm_session_sequences", counters))
+            )
+        database.close()
+    assert tables[0] == tables[1]
+    assert numbers[0] == numbers[1]

@@ -229,8 +229,8 @@ class ShellAdapter:
         }
         failure = self._failure(execution, process.returncode, facts | {"stderr": output.stderr_tail()})
         if failure is not None:
-            error = {"code": failure.code, "message": failure.message}
-            await emit(EventType.TOOL_CALL_FAILED, {**call, "tool_output": facts, "error": error})
+            why = {"error_code": failure.code, "error_message": failure.message}
+            await emit(EventType.TOOL_CALL_FAILED, {**call, "tool_output": facts, **why})
             raise failure
         await emit(EventType.TOOL_CALL_COMPLETED, {**call, "tool_output": facts})
         return ProviderResult(

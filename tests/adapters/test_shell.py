@@ -176,7 +176,8 @@ async def test_another_exit_code_fails_the_run_with_the_end_of_stderr(footprint:
     assert recording.types()[-1] == "tool_call_failed"
     (failed,) = recording.data_of(EventType.TOOL_CALL_FAILED)
     assert failed["tool_output"]["exit_code"] == 3
-    assert failed["error"] == {"code": "provider_error", "message": "the command exited with code 3"}
+    assert failed["error_code"] == "provider_error"
+    assert failed["error_message"] == "the command exited with code 3"
 
 
 async def test_exit_codes_can_be_told_to_be_successes(footprint: Footprint) -> None:

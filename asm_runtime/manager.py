@@ -7,7 +7,6 @@ from typing import Any, Unpack
 
 from asm_runtime import options
 from asm_runtime.clock import SYSTEM_CLOCK, Clock
-from asm_runtime.endings import correlation_of, ended
 from asm_runtime.errors import (
     AsmError,
     CapabilityMissing,
@@ -18,11 +17,7 @@ from asm_runtime.errors import (
     ProviderError,
     RunFailed,
 )
-from asm_runtime.follow import follow
-from asm_runtime.foreign import own, store_errors
-from asm_runtime.job import Job, seen_through
 from asm_runtime.observer import observer
-from asm_runtime.orphans import LOST_ATTEMPTS, lost_attempts
 from asm_runtime.payload import JsonObject, canonical_object, lossy
 from asm_runtime.ports import (
     ExecutionResult,
@@ -31,7 +26,12 @@ from asm_runtime.ports import (
     SessionStore,
 )
 from asm_runtime.records import OPEN_RUN_STATUSES, Event, EventType, Run, RunStatus, Session, SessionStatus
-from asm_runtime.run_options import RunOptionArgs, callbacks_of, stored_options
+from asm_runtime.runtime.endings import correlation_of, ended
+from asm_runtime.runtime.follow import follow
+from asm_runtime.runtime.foreign import own, store_errors
+from asm_runtime.runtime.job import Job, seen_through
+from asm_runtime.runtime.orphans import LOST_ATTEMPTS, lost_attempts
+from asm_runtime.runtime.run_options import RunOptionArgs, callbacks_of, stored_options
 
 __all__ = ["SessionManager"]
 

@@ -9,10 +9,7 @@ from typing import Any, Literal, TypedDict, Unpack, cast
 
 from asm_runtime import options
 from asm_runtime.actor import Actor, leave_behind
-from asm_runtime.calls import Calls
 from asm_runtime.clock import SYSTEM_CLOCK, Clock, all_done
-from asm_runtime.dispatcher import STORE_GRACE_S, Dispatcher
-from asm_runtime.endings import RunOutcome, last_number_of, outcome_of
 from asm_runtime.errors import (
     AsmError,
     AwaitTimeout,
@@ -25,17 +22,20 @@ from asm_runtime.errors import (
     StoreUnavailable,
     ValidationError,
 )
-from asm_runtime.execution import RunExecution
-from asm_runtime.foreign import store_errors
 from asm_runtime.manager import DEFAULT_CANCEL_GRACE_MS, SessionManager
 from asm_runtime.observer import observer
-from asm_runtime.orphans import OrphanWatch
 from asm_runtime.payload import JsonObject
 from asm_runtime.ports import EventCallback, ProviderAdapter, RunResult, ServerStatus, SessionStore
-from asm_runtime.readers import Readers
 from asm_runtime.records import EventType, RunStatus, Session, SessionStatus
-from asm_runtime.run_options import RunOptionArgs, callbacks_of, stored_options
-from asm_runtime.subscription import Subscription
+from asm_runtime.runtime.calls import Calls
+from asm_runtime.runtime.dispatcher import STORE_GRACE_S, Dispatcher
+from asm_runtime.runtime.endings import RunOutcome, last_number_of, outcome_of
+from asm_runtime.runtime.execution import RunExecution
+from asm_runtime.runtime.foreign import store_errors
+from asm_runtime.runtime.orphans import OrphanWatch
+from asm_runtime.runtime.readers import Readers
+from asm_runtime.runtime.run_options import RunOptionArgs, callbacks_of, stored_options
+from asm_runtime.runtime.subscription import Subscription
 
 __all__ = ["ServerOptions", "SessionServer", "session_to_serve"]
 

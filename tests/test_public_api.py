@@ -22,6 +22,8 @@ CONTRACT = {
     "asm_runtime.stores": "InMemorySessionStore SQLSessionStore",
     "asm_runtime.adapters": "ScriptedAdapter ShellAdapter",
     "asm_runtime.actor": "Actor Supervisor",
+    "asm_runtime.run_options": "RunOptionArgs",
+    "asm_runtime.subscription": "Subscription",
     "asm_runtime.telemetry": "configure",
     "asm_runtime.errors": (
         "ActorStopped ArtifactNotFound AsmError AwaitTimeout CapabilityMissing Conflict DependencyMissing "

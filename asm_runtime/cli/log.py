@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from asm_runtime.clock import SYSTEM_CLOCK
-from asm_runtime.follow import PAGE_BYTES, follow
 from asm_runtime.ports import SessionStore
 from asm_runtime.records import Event
+from asm_runtime.runtime.follow import PAGE_BYTES, follow
 
 __all__ = ["PAGE", "before_last", "following", "stored"]
 

@@ -6,9 +6,9 @@ import asyncio
 from typing import Any
 
 from asm_runtime import Event, Run
-from asm_runtime.callbacks import EventCallbacks
 from asm_runtime.ports import SessionStore
 from asm_runtime.records import Fence
+from asm_runtime.runtime.callbacks import EventCallbacks
 from asm_runtime.testing import JumpingClock
 from tests.runtime.faulty import FaultyStore
 from tests.runtime.support import until

@@ -10,9 +10,9 @@ import pytest
 from asm_runtime import Event, Run, RunStatus, SessionManager, SessionServer
 from asm_runtime.adapters import ScriptedAdapter
 from asm_runtime.adapters.scripted import Gate
-from asm_runtime.dispatcher import RECOUNT_PAGE
 from asm_runtime.errors import Conflict, StoreUnavailable
 from asm_runtime.ports import SessionStore
+from asm_runtime.runtime.dispatcher import RECOUNT_PAGE
 from asm_runtime.testing import JumpingClock
 from tests.runtime.faulty import FaultyStore
 from tests.runtime.support import open_server, until, until_stored

@@ -742,7 +742,7 @@ async def test_a_claim_that_was_lost_elsewhere_writes_nothing(store: SessionStor
 
 
 def test_run_options_of_a_run_ignore_what_this_release_does_not_know() -> None:
-    from asm_runtime.run_options import RunOptions
+    from asm_runtime.runtime.run_options import RunOptions
 
     run = Run.new(session_id="s", metadata={"options": {"future": 1, "run_timeout_ms": 5}})
     assert RunOptions.of(run) == RunOptions(run_timeout_ms=5)

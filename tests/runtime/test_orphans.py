@@ -11,8 +11,8 @@ from asm_runtime import Event, Run, RunStatus, SessionManager, SessionServer
 from asm_runtime.adapters import ScriptedAdapter
 from asm_runtime.adapters.scripted import Gate, Stage, say
 from asm_runtime.errors import RunCancelled, RunFailed, StoreError
-from asm_runtime.orphans import Orphans
 from asm_runtime.ports import ExecutionResult, SessionStore
+from asm_runtime.runtime.orphans import Orphans
 from asm_runtime.testing import JumpingClock
 from tests.runtime.faulty import FaultyStore
 from tests.runtime.support import open_server, terminal_events, types_of, until

@@ -12,7 +12,7 @@ from asm_runtime import Event, Run
 from asm_runtime.errors import LeaseLost, StoreError, StoreUnavailable
 from asm_runtime.observer import RunTrace
 from asm_runtime.ports import SessionStore
-from asm_runtime.recorder import RunRecorder
+from asm_runtime.runtime.recorder import RunRecorder
 from asm_runtime.stores import InMemorySessionStore
 from asm_runtime.testing import JumpingClock
 from tests.runtime.faulty import FaultyStore

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from asm_runtime import Event, Run
-from asm_runtime.run_queue import MOST_REMEMBERED, RunQueue, Submission
+from asm_runtime.runtime.run_queue import MOST_REMEMBERED, RunQueue, Submission
 
 
 def run_of(run_id: str, input: Any = None) -> Run:

@@ -19,8 +19,8 @@ from asm_runtime.errors import (
     StoreError,
     StoreUnavailable,
 )
-from asm_runtime.orphans import _watches
 from asm_runtime.ports import SessionStore
+from asm_runtime.runtime.orphans import _watches
 from asm_runtime.testing import JumpingClock
 from tests.runtime.faulty import FaultyStore
 from tests.runtime.support import open_server, terminal_events, until

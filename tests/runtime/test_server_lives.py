@@ -34,12 +34,12 @@ from asm_runtime.errors import (
     StoreError,
     StoreUnavailable,
 )
-from asm_runtime.orphans import _watches
 from asm_runtime.payload import JsonObject
 from asm_runtime.ports import Capability, ProviderResult, RunContext, RunResult
 from asm_runtime.records import TERMINAL_EVENT_TYPES
+from asm_runtime.runtime.orphans import _watches
+from asm_runtime.runtime.subscription import Subscription
 from asm_runtime.stores import InMemorySessionStore, SQLSessionStore
-from asm_runtime.subscription import Subscription
 from asm_runtime.testing import JumpingClock
 from tests.runtime.faulty import FaultyStore
 

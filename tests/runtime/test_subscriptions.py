@@ -15,7 +15,7 @@ from asm_runtime.adapters.scripted import Gate, tokens
 from asm_runtime.errors import ActorStopped, StoreError, ValidationError
 from asm_runtime.ports import SessionStore
 from asm_runtime.records import Session
-from asm_runtime.subscription import BUFFER_BYTES, PAGE_SIZE, TURN_SIZE, Subscription
+from asm_runtime.runtime.subscription import BUFFER_BYTES, PAGE_SIZE, TURN_SIZE, Subscription
 from asm_runtime.testing import JumpingClock
 from tests.runtime.faulty import FaultyStore
 from tests.runtime.support import open_server, until

@@ -14,8 +14,8 @@ from asm_runtime.adapters.scripted import Gate, say, tokens
 from asm_runtime.payload import JsonObject
 from asm_runtime.ports import SessionStore
 from asm_runtime.records import TERMINAL_EVENT_TYPES
+from asm_runtime.runtime.transcript import replay
 from asm_runtime.stores import InMemorySessionStore
-from asm_runtime.transcript import replay
 
 KINDS = ["message_sent", "message_streamed", "message_received"]
 TOOLS = ["tool_call_started", "tool_call_completed", "tool_call_failed"]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from asm_runtime.follow import PAGE_BYTES
 from asm_runtime.payload import JsonObject
 from asm_runtime.ports import SessionStore
 from asm_runtime.records import TERMINAL_EVENT_TYPES, Event, EventType
+from asm_runtime.runtime.follow import PAGE_BYTES
 
 __all__ = ["replay"]
 

@@ -12,14 +12,14 @@ from typing import Any
 from asm_runtime.actor import Spawn
 from asm_runtime.clock import Clock, Timer, all_done
 from asm_runtime.errors import ActorStopped, AsmError, StoreError
-from asm_runtime.execution import RunExecution
-from asm_runtime.foreign import answered
 from asm_runtime.manager import SessionManager
 from asm_runtime.observer import observer
-from asm_runtime.orphans import Orphans
 from asm_runtime.ports import EventCallback, SessionStore
 from asm_runtime.records import Run, RunStatus
-from asm_runtime.run_queue import RunQueue, Submission
+from asm_runtime.runtime.execution import RunExecution
+from asm_runtime.runtime.foreign import answered
+from asm_runtime.runtime.orphans import Orphans
+from asm_runtime.runtime.run_queue import RunQueue, Submission
 from asm_runtime.tasks import start_task
 
 __all__ = ["STORE_GRACE_S", "Dispatcher"]

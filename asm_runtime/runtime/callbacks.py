@@ -11,10 +11,10 @@ from typing import Any
 
 from asm_runtime.clock import Clock, all_done, sleep
 from asm_runtime.errors import ActorStopped, AsmError
-from asm_runtime.foreign import answered
 from asm_runtime.payload import encode
 from asm_runtime.ports import EventCallback, SessionStore
 from asm_runtime.records import Event, EventType, Fence
+from asm_runtime.runtime.foreign import answered
 from asm_runtime.tasks import start_task
 
 __all__ = ["EventCallbacks"]

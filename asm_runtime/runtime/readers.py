@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from asm_runtime.actor import Spawn
 from asm_runtime.clock import Clock, Timer, all_done
 from asm_runtime.errors import ActorStopped, AsmError
-from asm_runtime.foreign import answered
 from asm_runtime.ports import SessionStore
 from asm_runtime.records import Event, EventType
-from asm_runtime.subscription import Feed, Subscription
+from asm_runtime.runtime.foreign import answered
+from asm_runtime.runtime.subscription import Feed, Subscription
 
 __all__ = ["Readers"]
 

@@ -10,7 +10,6 @@ from datetime import datetime
 from typing import TypeVar
 
 from asm_runtime import options
-from asm_runtime.callbacks import EventCallbacks
 from asm_runtime.clock import Clock, Timer, sleep
 from asm_runtime.errors import (
     ActorStopped,
@@ -20,11 +19,12 @@ from asm_runtime.errors import (
     NotFound,
     StoreUnavailable,
 )
-from asm_runtime.foreign import answered
 from asm_runtime.observer import RunTrace, observer
 from asm_runtime.payload import JsonObject, canonical_object, encode
 from asm_runtime.ports import EventCallback, SessionStore
 from asm_runtime.records import TERMINAL_EVENT_TYPES, Event, EventType, Fence
+from asm_runtime.runtime.callbacks import EventCallbacks
+from asm_runtime.runtime.foreign import answered
 from asm_runtime.tasks import start_task
 
 __all__ = ["MOVED_ON", "RETRY_DELAYS_S", "RunRecorder", "patiently"]

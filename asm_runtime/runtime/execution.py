@@ -11,16 +11,6 @@ from typing import Any
 
 from asm_runtime.actor import leave_behind
 from asm_runtime.clock import Clock, Timer, all_done, sleep
-from asm_runtime.endings import (
-    RunOutcome,
-    brief,
-    completed,
-    correlation_of,
-    ended,
-    last_number_of,
-    outcome_of,
-    result_of,
-)
 from asm_runtime.errors import (
     ActorStopped,
     AsmError,
@@ -30,7 +20,6 @@ from asm_runtime.errors import (
     RunTimeout,
     StoreError,
 )
-from asm_runtime.foreign import answered, own
 from asm_runtime.observer import RunTrace, observer
 from asm_runtime.options import identifier
 from asm_runtime.payload import JsonObject
@@ -42,11 +31,22 @@ from asm_runtime.ports import (
     RunContext,
     SessionStore,
 )
-from asm_runtime.recorder import MOVED_ON, RETRY_DELAYS_S, RunRecorder, patiently
 from asm_runtime.records import Event, EventType, Run, RunStatus, Session
-from asm_runtime.run_options import RunOptions
+from asm_runtime.runtime.endings import (
+    RunOutcome,
+    brief,
+    completed,
+    correlation_of,
+    ended,
+    last_number_of,
+    outcome_of,
+    result_of,
+)
+from asm_runtime.runtime.foreign import answered, own
+from asm_runtime.runtime.recorder import MOVED_ON, RETRY_DELAYS_S, RunRecorder, patiently
+from asm_runtime.runtime.run_options import RunOptions
+from asm_runtime.runtime.transcript import replay
 from asm_runtime.tasks import start_task
-from asm_runtime.transcript import replay
 
 __all__ = ["RunExecution"]
 

@@ -17,13 +17,13 @@ from asm_runtime.errors import (
     LeaseLost,
     NotFound,
 )
-from asm_runtime.execution import RELEASE_GRACE_S, RunExecution
-from asm_runtime.foreign import answered
 from asm_runtime.observer import observer
 from asm_runtime.payload import JsonObject
 from asm_runtime.ports import EventCallback, RunResult, SessionStore
-from asm_runtime.recorder import patiently
 from asm_runtime.records import Run, RunStatus, SessionStatus
+from asm_runtime.runtime.execution import RELEASE_GRACE_S, RunExecution
+from asm_runtime.runtime.foreign import answered
+from asm_runtime.runtime.recorder import patiently
 from asm_runtime.tasks import start_task
 
 if TYPE_CHECKING:

@@ -17,9 +17,10 @@ import msgspec
 
 from asm_runtime.errors import AsmError, StoreError
 from asm_runtime.payload import decode
-from asm_runtime.stores.sql import errors, operations, statements
+from asm_runtime.stores.sql import operations
 from asm_runtime.stores.sql.rows import EventRow
-from asm_runtime.stores.sql.transaction import Appended, Cursor, Effect, Transaction, append_alone
+from asm_runtime.stores.sql.sqlite import errors, statements
+from asm_runtime.stores.sql.sqlite.transaction import Appended, Cursor, Effect, Transaction, append_alone
 
 __all__ = ["ChangeFeed", "Outcome", "Request", "Writer"]
 

@@ -15,9 +15,9 @@ from asm_runtime.payload import decode
 from asm_runtime.ports import ExecutionResult
 from asm_runtime.records import OPEN_RUN_STATUSES, Event, Fence, Run, RunStatus, Session, SessionStatus
 from asm_runtime.stores import rules
-from asm_runtime.stores.sql import statements
 from asm_runtime.stores.sql.rows import EventRow, run_of, run_row, session_of, session_row, text_of
-from asm_runtime.stores.sql.transaction import Transaction
+from asm_runtime.stores.sql.sqlite import statements
+from asm_runtime.stores.sql.sqlite.transaction import Transaction
 
 __all__ = [
     "append",

@@ -10,11 +10,11 @@ from msgspec.structs import replace
 from asm_runtime.errors import RunNotFound
 from asm_runtime.records import Event, Run, RunStatus, Session, SessionStatus
 from asm_runtime.stores.filters import EventFilter
-from asm_runtime.stores.sql import reading
-from asm_runtime.stores.sql.database import Database
-from asm_runtime.stores.sql.reading import Page
 from asm_runtime.stores.sql.rows import run_of, session_of
-from asm_runtime.stores.sql.transaction import Cursor
+from asm_runtime.stores.sql.sqlite import reading
+from asm_runtime.stores.sql.sqlite.database import Database
+from asm_runtime.stores.sql.sqlite.reading import Page
+from asm_runtime.stores.sql.sqlite.transaction import Cursor
 
 __all__ = ["Pages"]
 

@@ -20,12 +20,13 @@ from asm_runtime.records import Event, EventType, Fence, Run, RunStatus, Session
 from asm_runtime.stores import rules
 from asm_runtime.stores.filters import EventFilter
 from asm_runtime.stores.pace import in_turn, in_turns
-from asm_runtime.stores.sql import forks, operations, reading
+from asm_runtime.stores.sql import operations
 from asm_runtime.stores.sql.group import Outcome, Writer
 from asm_runtime.stores.sql.paging import Pages
 from asm_runtime.stores.sql.rows import drafted, event_row, large_drafted, large_event_row
+from asm_runtime.stores.sql.sqlite import forks, reading
+from asm_runtime.stores.sql.sqlite.transaction import Appended, Deleted, Transaction
 from asm_runtime.stores.sql.target import database_of
-from asm_runtime.stores.sql.transaction import Appended, Deleted, Transaction
 from asm_runtime.stores.waiters import EventWaiters, RevisionWaiters
 
 if TYPE_CHECKING:

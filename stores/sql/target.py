@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from asm_runtime import options
 from asm_runtime.errors import ValidationError
-from asm_runtime.stores.sql.database import Database, FileDatabase, MemoryDatabase
+from asm_runtime.stores.sql.sqlite.database import Database, FileDatabase, MemoryDatabase
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -58,6 +58,6 @@ def _of_engine(engine: Any, *, migrate: bool) -> Database:
     # Whoever has an engine has loaded SQLAlchemy; a URL does without.
     if "sqlalchemy.ext.asyncio" not in sys.modules:
         raise options.refused("url_or_engine", engine, "a URL or an AsyncEngine")
-    from asm_runtime.stores.sql.engine import EngineDatabase
+    from asm_runtime.stores.sql.sqlite.engine import EngineDatabase
 
     return EngineDatabase(engine, migrate=migrate)

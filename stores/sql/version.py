@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from asm_runtime.errors import MigrationRequired
-from asm_runtime.stores.sql.transaction import Cursor
+from asm_runtime.stores.sql.sqlite.transaction import Cursor
 
 __all__ = ["KNOWN", "VERSION_TABLE", "can_be_upgraded", "check", "found"]
 

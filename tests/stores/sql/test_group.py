@@ -20,13 +20,13 @@ from asm_runtime.ports import ExecutionResult, Fence
 from asm_runtime.stores import SQLSessionStore
 from asm_runtime.stores.sql import operations
 from asm_runtime.stores.sql.group import FORGET_EVERY, KEPT_CHANGES, Request
-from asm_runtime.stores.sql.store import PART_BYTES
-from asm_runtime.stores.sql.transaction import (
+from asm_runtime.stores.sql.sqlite.transaction import (
     MAX_CHANGE_BYTES,
     PORTION_BYTES,
     Cursor,
     Transaction,
 )
+from asm_runtime.stores.sql.store import PART_BYTES
 
 NOON = datetime(2024, 1, 1, 12, tzinfo=UTC)
 NO_REQUESTS: list[Request] = []

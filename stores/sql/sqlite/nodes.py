@@ -23,7 +23,7 @@ from functools import cached_property
 from pathlib import Path
 
 from asm_runtime.errors import StoreUnavailable
-from asm_runtime.stores.sql import forks
+from asm_runtime.stores.sql.sqlite import forks
 
 __all__ = ["FOLDER", "Nodes", "make_folder"]
 

@@ -14,7 +14,7 @@ from asm_runtime.errors import AsmError, QueueFull
 from asm_runtime.ports import ExecutionResult
 from asm_runtime.stores import SQLSessionStore
 from asm_runtime.stores.sql.rows import text_of
-from asm_runtime.stores.sql.transaction import Cursor
+from asm_runtime.stores.sql.sqlite.transaction import Cursor
 
 NOON = datetime(2024, 1, 1, 12, tzinfo=UTC)
 SESSIONS = ("s", "t")

@@ -1,6 +1,6 @@
 """Processes that fork while databases are open.
 
-Run as `python -m tests.stores.sql.forking SCENARIO FILE`: says what it found as one JSON value, the
+Run as `python -m tests.stores.sql.sqlite.forking SCENARIO FILE`: says what it found as one JSON value, the
 last line of its output. Python warns of forks of a process with threads; here they are the point.
 """
 
@@ -26,7 +26,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from asm_runtime import Event, Run
 from asm_runtime.errors import AsmError
 from asm_runtime.stores import SQLSessionStore
-from asm_runtime.stores.sql import opening
+from asm_runtime.stores.sql.sqlite import opening
 
 warnings.simplefilter("ignore", DeprecationWarning)
 

@@ -16,8 +16,8 @@ from asm_runtime import Event, Run, Session
 from asm_runtime.errors import StoreError, StoreUnavailable
 from asm_runtime.ids import new_id
 from asm_runtime.stores import SQLSessionStore
-from asm_runtime.stores.sql import errors
-from asm_runtime.stores.sql.transaction import Cursor
+from asm_runtime.stores.sql.sqlite import errors
+from asm_runtime.stores.sql.sqlite.transaction import Cursor
 from asm_runtime.testing.clock import JumpingClock
 
 ENDS_NO_STATEMENT = {"SQLITE_OK", "SQLITE_ROW", "SQLITE_DONE", "SQLITE_NOTICE", "SQLITE_WARNING"}
@@ -171,7 +171,7 @@ async def test_an_error_of_the_disk_at_a_read_is_translated(
         error.sqlite_errorcode, error.sqlite_errorname = sqlite3.SQLITE_IOERR, "SQLITE_IOERR"
         raise error
 
-    monkeypatch.setattr("asm_runtime.stores.sql.reading.latest_sequence", fail)
+    monkeypatch.setattr("asm_runtime.stores.sql.sqlite.reading.latest_sequence", fail)
     with pytest.raises(StoreUnavailable, match="the disk did not read or write"):
         await store.get_latest_sequence("s")
 

@@ -18,8 +18,8 @@ from asm_runtime import Event
 from asm_runtime.errors import ActorStopped, StoreError, StoreUnavailable, ValidationError
 from asm_runtime.ids import new_id
 from asm_runtime.stores import SQLSessionStore
-from asm_runtime.stores.sql import opening
-from asm_runtime.stores.sql.nodes import Nodes
+from asm_runtime.stores.sql.sqlite import opening
+from asm_runtime.stores.sql.sqlite.nodes import Nodes
 from tests.stores.sql.conftest import ROOT
 
 

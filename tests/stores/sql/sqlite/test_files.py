@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from asm_runtime import Event
 from asm_runtime.errors import StoreError, StoreUnavailable
 from asm_runtime.stores import SQLSessionStore
-from asm_runtime.stores.sql import database, engine
+from asm_runtime.stores.sql.sqlite import database, engine
 from tests.stores.sql.conftest import ROOT
 from tests.stores.sql.test_processes import NewNode
 

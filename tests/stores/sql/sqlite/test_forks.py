@@ -1,6 +1,6 @@
 """Forks: what a child may do, and that nothing acknowledged is lost by one.
 
-Each test is a process of its own, which forks; see `tests.stores.sql.forking`.
+Each test is a process of its own, which forks; see `tests.stores.sql.sqlite.forking`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def scenario(file: str) -> Scenario:
 
     def run(name: str, *more: str) -> Any:
         process = subprocess.run(
-            [sys.executable, "-m", "tests.stores.sql.forking", name, file, *more],
+            [sys.executable, "-m", "tests.stores.sql.sqlite.forking", name, file, *more],
             cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True, timeout=100,
         )  # fmt: skip
         return json.loads(process.stdout.splitlines()[-1])

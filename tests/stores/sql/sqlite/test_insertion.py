@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from asm_runtime import Event
-from asm_runtime.stores.sql import opening, operations
+from asm_runtime.stores.sql import operations
 from asm_runtime.stores.sql.group import Writer
-from asm_runtime.stores.sql.insertion import INSERT_SIZES, SHARING, insert_events, insertion
 from asm_runtime.stores.sql.rows import EVENT_COLUMNS, Row, drafted
+from asm_runtime.stores.sql.sqlite import opening
+from asm_runtime.stores.sql.sqlite.insertion import INSERT_SIZES, SHARING, insert_events, insertion
 
 NOON = datetime(2024, 1, 1, 12, tzinfo=UTC)
 

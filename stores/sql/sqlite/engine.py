@@ -18,11 +18,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from asm_runtime import options
 from asm_runtime.errors import DependencyMissing, StoreError, StoreUnavailable
-from asm_runtime.stores.sql import errors, forks, version
-from asm_runtime.stores.sql.files import DatabaseFiles
-from asm_runtime.stores.sql.nodes import Nodes
-from asm_runtime.stores.sql.opening import connect, is_ready, prepare_file
-from asm_runtime.stores.sql.transaction import Cursor
+from asm_runtime.stores.sql import version
+from asm_runtime.stores.sql.sqlite import errors, forks
+from asm_runtime.stores.sql.sqlite.files import DatabaseFiles
+from asm_runtime.stores.sql.sqlite.nodes import Nodes
+from asm_runtime.stores.sql.sqlite.opening import connect, is_ready, prepare_file
+from asm_runtime.stores.sql.sqlite.transaction import Cursor
 
 __all__ = ["EngineDatabase"]
 

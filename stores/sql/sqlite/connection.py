@@ -16,7 +16,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, TypeAlias, TypeVar, TypeVarTuple
 
 from asm_runtime.errors import ActorStopped
-from asm_runtime.stores.sql import forks
+from asm_runtime.stores.sql.sqlite import forks
 
 __all__ = ["ConnectionThreads"]
 

@@ -19,9 +19,10 @@ from asm_runtime.errors import StoreError
 from asm_runtime.ports import Order
 from asm_runtime.stores import SQLSessionStore
 from asm_runtime.stores.filters import EventFilter
-from asm_runtime.stores.sql import opening, paging, reading, statements
+from asm_runtime.stores.sql import paging
 from asm_runtime.stores.sql.rows import event_row
-from asm_runtime.stores.sql.transaction import Cursor
+from asm_runtime.stores.sql.sqlite import opening, reading, statements
+from asm_runtime.stores.sql.sqlite.transaction import Cursor
 
 NOON = datetime(2024, 1, 1, 12, tzinfo=UTC)
 

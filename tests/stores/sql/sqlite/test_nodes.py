@@ -20,8 +20,8 @@ from asm_runtime.errors import StoreUnavailable
 from asm_runtime.ids import new_id
 from asm_runtime.ports import ExecutionResult
 from asm_runtime.stores import SQLSessionStore
-from asm_runtime.stores.sql import nodes
-from asm_runtime.stores.sql.nodes import Nodes
+from asm_runtime.stores.sql.sqlite import nodes
+from asm_runtime.stores.sql.sqlite.nodes import Nodes
 from tests.stores.sql.conftest import ROOT
 from tests.stores.sql.test_processes import NewNode
 
@@ -37,7 +37,7 @@ def place() -> Iterator[str]:
 
 def scenario(name: str, folder: str) -> Any:
     process = subprocess.run(
-        [sys.executable, "-m", "tests.stores.sql.forking", name, f"{folder}/asm.db"],
+        [sys.executable, "-m", "tests.stores.sql.sqlite.forking", name, f"{folder}/asm.db"],
         cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True, timeout=100,
     )  # fmt: skip
     return json.loads(process.stdout.splitlines()[-1])

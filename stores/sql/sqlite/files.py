@@ -16,7 +16,7 @@ from contextlib import suppress
 from functools import lru_cache
 
 from asm_runtime.errors import StoreError, StoreUnavailable
-from asm_runtime.stores.sql.nodes import FOLDER, make_folder
+from asm_runtime.stores.sql.sqlite.nodes import FOLDER, make_folder
 
 __all__ = ["DatabaseFiles"]
 

@@ -18,9 +18,9 @@ from msgspec.structs import force_setattr
 from asm_runtime.payload import decode, encode
 from asm_runtime.records import Event, Fence
 from asm_runtime.stores import rules
-from asm_runtime.stores.sql import statements
-from asm_runtime.stores.sql.insertion import INSERT_EVENT, INSERT_SIZES, insertion
 from asm_runtime.stores.sql.rows import EVENT_COLUMNS, EventRow, Row, events_of, own_copy
+from asm_runtime.stores.sql.sqlite import statements
+from asm_runtime.stores.sql.sqlite.insertion import INSERT_EVENT, INSERT_SIZES, insertion
 
 __all__ = ["Appended", "Cursor", "Deleted", "Effect", "RunsChanged", "Transaction", "append_alone"]
 

@@ -9,12 +9,13 @@ from contextlib import suppress
 from typing import Any, Protocol, TypeVar, TypeVarTuple
 
 from asm_runtime.errors import StoreUnavailable
-from asm_runtime.stores.sql import errors, forks, version
-from asm_runtime.stores.sql.connection import ConnectionThreads
-from asm_runtime.stores.sql.files import DatabaseFiles
-from asm_runtime.stores.sql.nodes import Nodes
-from asm_runtime.stores.sql.opening import connect, is_ready, prepare_file, upgrade_on
-from asm_runtime.stores.sql.transaction import Cursor
+from asm_runtime.stores.sql import version
+from asm_runtime.stores.sql.sqlite import errors, forks
+from asm_runtime.stores.sql.sqlite.connection import ConnectionThreads
+from asm_runtime.stores.sql.sqlite.files import DatabaseFiles
+from asm_runtime.stores.sql.sqlite.nodes import Nodes
+from asm_runtime.stores.sql.sqlite.opening import connect, is_ready, prepare_file, upgrade_on
+from asm_runtime.stores.sql.sqlite.transaction import Cursor
 
 __all__ = ["Database", "FileDatabase", "MemoryDatabase"]
 

@@ -7,8 +7,8 @@ from contextlib import closing
 
 from asm_runtime.errors import StoreError
 from asm_runtime.stores.sql import version
-from asm_runtime.stores.sql.nodes import Nodes
-from asm_runtime.stores.sql.transaction import Cursor
+from asm_runtime.stores.sql.sqlite.nodes import Nodes
+from asm_runtime.stores.sql.sqlite.transaction import Cursor
 
 __all__ = ["connect", "is_ready", "prepare_file", "upgrade_on"]
 

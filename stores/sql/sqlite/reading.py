@@ -12,9 +12,9 @@ from asm_runtime.errors import Conflict, RunNotFound, SessionNotFound
 from asm_runtime.payload import decode, encode
 from asm_runtime.records import Event, EventType, Run, RunStatus, Session, SessionStatus
 from asm_runtime.stores.filters import EventFilter, byte_size
-from asm_runtime.stores.sql import statements
 from asm_runtime.stores.sql.rows import event_of, events_of, run_of, session_of, text_of
-from asm_runtime.stores.sql.transaction import Cursor
+from asm_runtime.stores.sql.sqlite import statements
+from asm_runtime.stores.sql.sqlite.transaction import Cursor
 
 __all__ = [
     "Page",

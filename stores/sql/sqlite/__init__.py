@@ -1,0 +1,1 @@
+"""What SQLite alone is: its connections and threads, its files and locks, its statements."""

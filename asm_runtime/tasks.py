@@ -1,4 +1,4 @@
-"""Tasks that begin in a turn of their own, whatever the loop's task factory."""
+"""Tasks that begin in a turn of their own, whatever the loop's task factory; tasks nobody waits for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import contextvars
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-__all__ = ["start_task"]
+__all__ = ["leave_behind", "start_task"]
 
 T = TypeVar("T")
 
@@ -30,3 +30,13 @@ def start_task(
         context: Where it runs; a copy of the caller's if there is none.
     """
     return asyncio.Task(work, loop=asyncio.get_running_loop(), name=name, context=context)
+
+
+_left_behind: set[asyncio.Future[Any]] = set()
+
+
+def leave_behind(task: asyncio.Future[Any]) -> None:
+    """Let a task go on that nobody waits for any more; the loop itself holds its tasks weakly."""
+    if not task.done():
+        _left_behind.add(task)
+        task.add_done_callback(_left_behind.discard)

@@ -1064,9 +1064,9 @@ async def test_the_cancelled_caller_of_a_deferred_reply_cancels_it(actor: Record
     await turns()
     assert actor.kept[0].cancelled()
     assert answer(actor.kept[0], "too late") is False
-    extras = actor._extras
-    assert extras is not None
-    assert not extras.deferred
+    waiters = actor._waiters
+    assert waiters is not None
+    assert not waiters.deferred
 
 
 async def test_a_deferred_call_cancelled_before_it_is_handled_leaves_nothing_done(actor: Recorder) -> None:
@@ -1176,10 +1176,10 @@ async def test_a_sender_cancelled_while_it_waits_for_room_puts_nothing() -> None
     for sender in senders[:3]:
         sender.cancel()
     await turns()
-    extras = actor._extras
-    assert extras is not None
-    assert extras.room is not None
-    assert len(extras.room) == 1  # those who gave up have left: a hung actor does not collect them
+    waiters = actor._waiters
+    assert waiters is not None
+    assert waiters.room is not None
+    assert len(waiters.room) == 1  # those who gave up have left: a hung actor does not collect them
     actor.gate.set()
     assert await senders[3] == 2
     assert actor.notes == [1, 2]

@@ -289,8 +289,8 @@ class Life:
         extras = self.actor._extra()
         assert not self.actor._mail
         assert not self.actor._waiting()
-        assert not extras.room
-        assert not extras.deferred
+        waiters = self.actor._waiters
+        assert waiters is None or not (waiters.room or waiters.deferred)
         assert not extras.timers
         assert not extras.tasks
         assert self.clock.timers == 0
@@ -421,7 +421,7 @@ def test_in_any_life_one_handler_runs_at_a_time_and_every_caller_is_answered(
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         if hurried:  # drains and ends give way to the loop as soon as they can
-            patch.setattr("asm_runtime.actor._DRAIN_S", 0)
-            patch.setattr("asm_runtime.actor._LETTERS_BY_THE_CLOCK", 1)
-            patch.setattr("asm_runtime.actor._TOLD_A_TURN", 1)
+            patch.setattr("asm_runtime.actor.mailbox._DRAIN_S", 0)
+            patch.setattr("asm_runtime.actor.mailbox._LETTERS_BY_THE_CLOCK", 1)
+            patch.setattr("asm_runtime.actor.actor._TOLD_A_TURN", 1)
         live(loop, life, steps, limit, end)

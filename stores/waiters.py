@@ -4,8 +4,9 @@ A waiter is registered *before* the store reads. What happens to the session bet
 the wait then marks the waiter, and no wake-up is lost. `read_or_wait` is that loop; a store says how
 to read, and tells what was appended, changed or deleted.
 
-Waiters are found by session, so a change costs nothing for those of other sessions. They belong to
-the loop: nothing here may be called from another thread.
+Waiters are found by session, so a change costs nothing for those of other sessions. Those who are to
+be told of something stand in one queue, and a few are told in each turn of the loop: however many wait,
+others have their turn. They belong to the loop: nothing here may be called from another thread.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ BYTES_IN_HAND = 1024 * 1024
 """How many new events, and how large ones, are handed to who waits; more they read from the store."""
 
 TOLD_AT_ONCE = 64
-"""How many are told of new events before the loop turns: each then has something to do."""
+"""How many are told before the loop turns: each then has something to do."""
 
 _decode_events = msgspec.json.Decoder(list[Event]).decode
 
@@ -43,11 +44,22 @@ W = TypeVar("W", bound="_Waiter[Any]")
 class _Waiter(Generic[T]):
     """One caller, from before it reads until it has its answer.
 
-    It is *reading*, then *parked*: it has a reply to wait for. Waiters of one session form a chain:
-    a set for each session would cost more than the waiter itself.
+    It is *reading*, then *parked*: it has a reply to wait for. What happens while it reads it learns when
+    it parks; when it is parked, it is told. Waiters of one session form a chain: a set for each session
+    would cost more than the waiter itself.
     """
 
-    __slots__ = ("_ended", "_newer", "_older", "_reply", "_session_id", "_stale", "_timer", "_waiters")
+    __slots__ = (
+        "_ended",
+        "_is_queued",
+        "_newer",
+        "_older",
+        "_reply",
+        "_session_id",
+        "_stale",
+        "_timer",
+        "_waiters",
+    )
 
     def __init__(self, waiters: _Waiters[Any], session_id: str) -> None:
         self._waiters: _Waiters[Any] | None = waiters
@@ -56,8 +68,12 @@ class _Waiter(Generic[T]):
         self._newer: Self | None = None
         self._reply: asyncio.Future[T | None] | None = None
         self._timer: Timer | None = None
+        self._is_queued = False
+        """Whether it is about to be told."""
         self._stale = False
+        """Whether it is to read again."""
         self._ended = False
+        """Whether the time is over, the session is gone, or the store has stopped."""
 
     def cancel(self) -> None:
         """Leave: the caller has its answer, or is gone. Idempotent, O(1)."""
@@ -88,23 +104,35 @@ class _Waiter(Generic[T]):
         return reply
 
     def _end(self) -> None:
-        """The time is over, the session is gone, or the store stops."""
         self._ended = True
-        self._answer(self._at_end())
+        self._tell()
 
     def _read_again(self) -> None:
         self._stale = True
-        self._answer(None)
+        self._tell()
+
+    def _tell(self) -> None:
+        """Have it told soon of what has happened."""
+        waiters = self._waiters
+        if waiters is not None and self._reply is not None and not self._is_queued:
+            self._is_queued = True
+            waiters._tell(self)
+
+    def _told(self) -> None:
+        """Answer it, if what has happened is an answer."""
+        if self._ended:
+            self._answer(self._at_end())
+        elif self._stale:
+            self._answer(None)
 
     def _at_end(self) -> T:
         raise NotImplementedError
 
     def _answer(self, value: T | None) -> None:
-        """Answer one that is parked; one that is reading learns of it when it comes to park."""
-        if self._reply is not None:
-            self.cancel()
-            if not self._reply.done():  # else its caller was cancelled in this turn of the loop
-                self._reply.set_result(value)
+        assert self._reply is not None
+        self.cancel()
+        if not self._reply.done():  # else its caller was cancelled in this turn of the loop
+            self._reply.set_result(value)
 
 
 class _Waiters(Generic[W]):
@@ -115,6 +143,11 @@ class _Waiters(Generic[W]):
         self._newest: dict[str, W] = {}
         self._count = 0
         self._stopped = False
+        self._queue: deque[W] = deque()
+        """Who is to be told, each once."""
+        self._room = TOLD_AT_ONCE
+        """How many may be told in this turn of the loop."""
+        self._pace = Pace()
 
     def __len__(self) -> int:
         """How many callers read or wait."""
@@ -174,20 +207,43 @@ class _Waiters(Generic[W]):
         found.reverse()
         return found
 
+    def _tell(self, waiter: W) -> None:
+        self._queue.append(waiter)
+        if self._room == TOLD_AT_ONCE:
+            self._begin_turn()
+        if self._room:
+            self._tell_next()
+
+    def _begin_turn(self) -> None:
+        self._pace = Pace()
+        asyncio.get_running_loop().call_soon(self._end_turn)
+
+    def _end_turn(self) -> None:
+        self._room = TOLD_AT_ONCE
+        if self._queue:
+            self._begin_turn()
+            while self._queue and self._room:
+                self._tell_next()
+
+    def _tell_next(self) -> None:
+        waiter = self._queue.popleft()
+        waiter._is_queued = False
+        if waiter._waiters is not None:
+            waiter._told()
+        self._room = 0 if self._pace.is_over else self._room - 1
+
 
 class EventWaiter(_Waiter[list[Event]]):
     """One caller of `get_events`."""
 
-    __slots__ = ("_filter", "_head", "_is_told", "_missed")
+    __slots__ = ("_batch", "_filter", "_head")
 
     def __init__(self, waiters: EventWaiters, session_id: str, filter: EventFilter) -> None:
         super().__init__(waiters, session_id)
         self._filter = filter
         self._head = 0
-        self._is_told = False
-        """Whether it is about to be told of new events."""
-        self._missed = False
-        """Whether others have come since."""
+        self._batch: _Batch | None = None
+        """The new events that it is about to be told of."""
 
     def wait(self, head: int, deadline: float) -> Awaitable[list[Event] | None]:
         """Wait for matching events. The caller cancels the waiter afterwards, in a `finally`.
@@ -209,19 +265,25 @@ class EventWaiter(_Waiter[list[Event]]):
         return []
 
     def _appended(self, batch: _Batch) -> None:
-        missed, self._is_told, self._missed = self._missed, False, False
         if self._reply is None:
             self._head = batch.last  # whether its read has seen them, the read's head will tell
-        elif batch.last > self._head:
+        elif self._batch is None:
+            self._batch = batch
+            self._tell()
+        else:
+            self._stale = True  # it has not heard of the last ones yet
+
+    def _told(self) -> None:
+        batch, self._batch = self._batch, None
+        if batch is not None and batch.last > self._head and not self._ended:
             wanted = batch.picked(self._filter) if batch.first == self._head + 1 else None
             if wanted:
                 self._answer(wanted)
-            elif wanted is None or missed:
-                self._read_again()  # what lies between, or came since, is not in hand
-            else:
-                self._head = batch.last
-        elif missed:
-            self._read_again()
+                return
+            if wanted is None:
+                self._stale = True  # what lies between, or came since, is not in hand
+            self._head = batch.last
+        super()._told()
 
 
 class _Batch:
@@ -267,12 +329,6 @@ class _Batch:
 class EventWaiters(_Waiters[EventWaiter]):
     """Who waits for events, see the module."""
 
-    def __init__(self, clock: Clock) -> None:
-        super().__init__(clock)
-        self._to_tell: deque[tuple[EventWaiter, _Batch]] = deque()
-        """A waiter is in it once at most."""
-        self._is_telling = False
-
     async def read_or_wait(
         self,
         session_id: str,
@@ -317,26 +373,7 @@ class EventWaiters(_Waiters[EventWaiter]):
             return
         batch = _Batch(events)
         for waiter in waiters:
-            if waiter._is_told:
-                waiter._missed = True  # it has not heard of the last ones yet
-            else:
-                waiter._is_told = True
-                self._to_tell.append((waiter, batch))
-        if not self._is_telling:
-            self._tell()
-
-    def _tell(self) -> None:
-        """Tell a few; then the loop turns, and those who are told have theirs."""
-        pace = Pace()
-        for _ in range(min(TOLD_AT_ONCE, len(self._to_tell))):
-            waiter, batch = self._to_tell.popleft()
-            if waiter._waiters is not None:
-                waiter._appended(batch)
-            if pace.is_over:
-                break
-        self._is_telling = bool(self._to_tell)
-        if self._is_telling:
-            asyncio.get_running_loop().call_soon(self._tell)
+            waiter._appended(batch)
 
 
 class RevisionWaiter(_Waiter[int]):
@@ -372,7 +409,7 @@ class RevisionWaiter(_Waiter[int]):
     def _changed(self, revision: int) -> None:
         self._known = revision
         if self._reply is not None and revision > self._after:
-            self._answer(revision)
+            self._end()
 
 
 class RevisionWaiters(_Waiters[RevisionWaiter]):

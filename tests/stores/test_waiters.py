@@ -5,6 +5,7 @@ import gc
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -389,11 +390,13 @@ async def test_a_parked_waiter_is_small() -> None:
 
 # -- many who wait, and much that comes
 
+MANY = 1000
+
 
 async def told(waiters: EventWaiters) -> int:
     """Let the loop turn until everybody has been told; how often it had to."""
     turns = 0
-    while waiters._is_telling:
+    while waiters._queue:
         await asyncio.sleep(0)
         turns += 1
     return turns
@@ -431,6 +434,82 @@ async def test_what_comes_while_others_are_told_is_missed_by_nobody(waiters: Eve
     # The first were told of each; the later ones only of the first, and look for themselves.
     assert {str(numbers(one)) for one in found[:100]} == {"[2]", "None"}
     assert [numbers(one) for one in found[100:]] == [[1]] * 100
+
+
+async def test_a_reader_learns_of_what_came_while_others_were_told(waiters: EventWaiters) -> None:
+    crowd = waiting(waiters, MANY)
+    reader = waiters.register("s", EVERYTHING)
+    waiters.appended("s", events([1]))
+    waiters.appended("s", events([2]))
+    await told(waiters)
+    assert await reader.wait(1, 1.0) is None  # its read has seen the first and not the second
+    assert [numbers(await answer) for answer in crowd] == [[1]] * MANY
+
+
+async def test_no_turn_of_the_loop_tells_more_than_a_few_whatever_happened(
+    waiters: EventWaiters, revisions: RevisionWaiters, clock: JumpingClock
+) -> None:
+    """Deletion, changes by others, the deadline and the stop, each with a thousand who wait."""
+
+    def of_sessions() -> list[asyncio.Future[Any]]:
+        registered = [waiters.register(f"s{number}", EVERYTHING) for number in range(MANY)]
+        return [asyncio.ensure_future(waiter.wait(0, 1.0)) for waiter in registered]
+
+    def of_runs() -> list[asyncio.Future[Any]]:
+        registered = [revisions.register("s") for _ in range(MANY)]
+        return [
+            asyncio.ensure_future(waiter.wait(1, after=1, deadline=clock.monotonic() + 1))
+            for waiter in registered
+        ]
+
+    def appended_to_each() -> None:
+        for number in range(MANY):
+            waiters.appended(f"s{number}", events([1], session_id=f"s{number}"))
+
+    causes: list[tuple[Callable[[], list[asyncio.Future[Any]]], Callable[[], None], Any]] = [
+        (lambda: waiting(waiters, MANY), lambda: waiters.changed("s"), None),
+        (lambda: waiting(waiters, MANY), lambda: waiters.deleted("s"), []),
+        (of_sessions, appended_to_each, [1]),
+        (of_runs, lambda: revisions.changed("s", 2), 2),
+        (of_runs, lambda: revisions.changed("s"), None),
+        (of_runs, lambda: revisions.deleted("s"), 1),
+        (of_sessions, waiters.stop, []),
+        (of_runs, revisions.stop, 1),
+    ]
+    for wait, happen, answer in causes:
+        answers, order = wait(), list[asyncio.Future[Any]]()
+        for each in answers:
+            each.add_done_callback(order.append)
+        happen()
+        most = sum(each.done() for each in answers)
+        assert most == TOLD_AT_ONCE
+        while not all(each.done() for each in answers):
+            before = sum(each.done() for each in answers)
+            await asyncio.sleep(0)
+            most = max(most, sum(each.done() for each in answers) - before)
+        assert most <= TOLD_AT_ONCE
+        found = await asyncio.gather(*answers)
+        assert [one if isinstance(one, int) else numbers(one) for one in found] == [answer] * MANY
+        assert order == answers  # who came first was told first
+    assert (len(waiters), len(revisions), clock.timers) == (0, 0, 0)
+
+
+async def test_a_thousand_deadlines_at_one_moment_end_in_turns_of_the_loop(
+    waiters: EventWaiters, clock: JumpingClock
+) -> None:
+    answers = waiting(waiters, MANY)
+    done: list[int] = []
+
+    async def watch() -> None:
+        while len(waiters):
+            done.append(sum(answer.done() for answer in answers))
+            await asyncio.sleep(0)
+
+    watching = asyncio.create_task(watch())
+    await clock.advance_ms(1000)
+    await watching
+    assert max(later - before for before, later in pairwise(done)) <= TOLD_AT_ONCE
+    assert [await answer for answer in answers] == [[]] * MANY
 
 
 async def test_who_is_about_to_be_told_may_leave(waiters: EventWaiters) -> None:

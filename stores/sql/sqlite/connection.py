@@ -55,6 +55,7 @@ class ConnectionThreads:
         self._loop = asyncio.get_running_loop()
         self._running: set[asyncio.Future[None]] = set()
         """One for each thread, done when it has ended."""
+        self._threads: list[threading.Thread] = []
         self._unanswered = 0
         self._cursors: set[sqlite3.Cursor] = set()
         self.closing = False
@@ -94,6 +95,16 @@ class ConnectionThreads:
             for _ in self._running:
                 self._jobs.put(None)
 
+    @property
+    def at_work(self) -> bool:
+        """Whether there is a thread that has not ended."""
+        return bool(self._running)
+
+    def join(self) -> None:
+        """Wait, in another thread, until all have ended; they are closing."""
+        for thread in self._threads:
+            thread.join()
+
     def leave_to_parent(self) -> None:
         """See `forks.Inheritable`."""
         self.closing = True
@@ -104,7 +115,9 @@ class ConnectionThreads:
         ended: asyncio.Future[None] = self._loop.create_future()
         self._running.add(ended)
         # A daemon: a program that forgets to stop its store must still be able to end.
-        threading.Thread(target=self._work, args=(ended,), name=self._name, daemon=True).start()
+        thread = threading.Thread(target=self._work, args=(ended,), name=self._name, daemon=True)
+        self._threads = [*(one for one in self._threads if one.is_alive()), thread]
+        thread.start()
 
     def _work(self, ended: asyncio.Future[None]) -> None:
         working = forks.working()

@@ -204,21 +204,27 @@ class FileDatabase:
 
     async def close(self) -> None:
         """See the protocol."""
-        if self._writer is not None:
-            await self._writer.close()
+        self.close_soon()
         if self._readers is not None:
-            self.close_soon()
             await self._readers.close()
 
     def close_soon(self) -> None:
         """See the protocol."""
-        if self._writer is not None:
-            self._writer.close_soon()
-        if self._readers is not None and not self._readers.closing:
-            nodes = self._nodes
-            if nodes is not None and nodes.has_joined:
-                self._readers.run(lambda _: nodes.leave())
-            self._readers.close_soon()
+        writer, readers, nodes = self._writer, self._readers, self._nodes
+        if writer is None or readers is None or readers.closing:
+            return
+
+        def leave(_: Cursor) -> None:
+            # The last connection to close deletes the log, which one that is being made would miss. And
+            # the owner of a claim that is being written must be alive to whoever reads it.
+            writer.join()
+            if nodes is not None:
+                nodes.leave()
+
+        writer.close_soon()
+        if writer.at_work or self.is_node:
+            readers.run(leave)
+        readers.close_soon()
 
     def write(self, job: Callable[[Cursor, *Ts], T], *args: *Ts) -> asyncio.Future[T]:
         """See the protocol."""

@@ -20,6 +20,7 @@ from asm_runtime.payload import decode
 from asm_runtime.stores.sql import operations
 from asm_runtime.stores.sql.rows import EventRow
 from asm_runtime.stores.sql.sqlite import errors, statements
+from asm_runtime.stores.sql.sqlite.opening import begin
 from asm_runtime.stores.sql.sqlite.transaction import Appended, Cursor, Effect, Transaction, append_alone
 
 __all__ = ["ChangeFeed", "Outcome", "Request", "Writer"]
@@ -155,7 +156,7 @@ class Writer:
     ) -> list[Any]:
         if not requests:
             return []
-        cursor.execute("BEGIN IMMEDIATE")
+        begin(cursor)
         began = time.perf_counter()
         try:
             results, effects, changed, number = self._requested(cursor, requests, now, careful=careful)

@@ -120,7 +120,7 @@ class ConnectionThreads:
         thread.start()
 
     def _work(self, ended: asyncio.Future[None]) -> None:
-        working = forks.working()
+        working = forks.Working()
         try:
             with working:
                 cursor = self._connect().cursor()
@@ -137,7 +137,7 @@ class ConnectionThreads:
         finally:
             self._in_loop(self._ended, ended, None)
 
-    def _serve_one(self, cursor: sqlite3.Cursor, working: threading.Lock) -> bool:
+    def _serve_one(self, cursor: sqlite3.Cursor, working: forks.Working) -> bool:
         """In a frame of its own: what a job leaves behind must not live until the next one comes."""
         job = self._jobs.get()
         if job is None:

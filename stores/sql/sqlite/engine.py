@@ -72,7 +72,7 @@ class EngineDatabase:
         self._reading: asyncio.Lock | None = None
         """In memory the one for writing: on its one connection, everything takes turns."""
         self._jobs: set[asyncio.Task[Any]] = set()
-        self._working = forks.working()
+        self._working = forks.Working()
 
     @property
     def is_node(self) -> bool:

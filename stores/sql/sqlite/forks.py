@@ -26,13 +26,20 @@ from typing import Protocol
 
 from asm_runtime.errors import StoreError
 
-__all__ = ["REMEDY", "Inheritable", "keep", "never_free", "refuse_inherited", "working"]
+__all__ = ["REMEDY", "WAITING", "Inheritable", "Working", "keep", "never_free", "refuse_inherited"]
 
 REMEDY = "start processes with the `spawn` or `forkserver` method, or open the database after the fork"
 
-REST_SECONDS = 1.0
-"""How long a fork waits for our threads. One that works longer most likely waits for a lock of another
-process, and holds no mutex that the child would miss."""
+REST_SECONDS = 30.0
+"""How long a fork waits for our threads. A disk may be slow; one that takes longer than that is broken,
+and then the parent is better off than the child."""
+
+WAITING_SECONDS = 1.0
+"""After how long a thread that may wait for a lock of another process is taken to wait for it. It holds
+no mutex then that the child would miss."""
+
+LOOK_SECONDS = 0.05
+"""How often a fork looks whether a thread only waits."""
 
 
 class Inheritable(Protocol):
@@ -48,11 +55,62 @@ def keep(thing: Inheritable) -> None:
     _things[weakref.ref(thing, _things.pop)] = None
 
 
-def working() -> threading.Lock:
-    """A lock for a thread to hold while it is inside SQLite or opens files: a fork waits for it."""
-    lock = threading.Lock()
-    _locks[weakref.ref(lock, _locks.pop)] = None
-    return lock
+class Working:
+    """Entered by a thread while it is inside SQLite or opens files: a fork waits until it leaves."""
+
+    def __init__(self) -> None:
+        self.waits_since: float | None = None
+        """When the thread came to where it may wait for a lock of another process; None: it is not there."""
+        self._lock = threading.Lock()
+        _note(self)
+
+    def __enter__(self) -> None:
+        if _forking.locked():
+            with _forking:  # else a busy thread takes its lock again, time after time, before the fork does
+                pass
+        self._lock.acquire()
+        _of_thread.working = self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def rest(self, deadline: float) -> bool:
+        """Keep the thread from working until `go_on`, once it has left.
+
+        Returns:
+            Whether it has.
+        """
+        while not self._lock.acquire(timeout=LOOK_SECONDS):
+            now, since = time.monotonic(), self.waits_since
+            if now > deadline or (since is not None and now - since > WAITING_SECONDS):
+                return False
+        return True
+
+    def go_on(self) -> None:
+        """Let the thread work."""
+        self._lock.release()
+
+
+def _note(working: Working) -> None:
+    _workings[weakref.ref(working, _workings.pop)] = None
+
+
+class _Waiting:
+    """Entered by a thread where it may wait for a lock of another process, for as long as that likes."""
+
+    def __enter__(self) -> None:
+        self._note(time.monotonic())
+
+    def __exit__(self, *_: object) -> None:
+        self._note(None)
+
+    def _note(self, since: float | None) -> None:
+        working: Working | None = getattr(_of_thread, "working", None)
+        if working is not None:
+            working.waits_since = since
+
+
+WAITING = _Waiting()
 
 
 def refuse_inherited(path: str, database: str) -> None:
@@ -86,34 +144,35 @@ def never_free(thing: object) -> None:
 
 
 _things: dict[weakref.ref[Inheritable], None] = {}
-_locks: dict[weakref.ref[threading.Lock], None] = {}
+_workings: dict[weakref.ref[Working], None] = {}
+_of_thread = threading.local()
 _inherited: set[tuple[int, int]] = set()
 """Device and number of the files that were open at a fork that led to this process."""
 
 _forking = threading.Lock()
-_held: list[threading.Lock] = []
+_resting: list[Working] = []
 
 
 def _before() -> None:
     _forking.acquire()
     deadline = time.monotonic() + REST_SECONDS
-    for reference in list(_locks):
-        lock = reference()
-        if lock is not None and lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
-            _held.append(lock)
+    for reference in list(_workings):
+        working = reference()
+        if working is not None and working.rest(deadline):
+            _resting.append(working)
 
 
 def _after_in_parent() -> None:
-    while _held:
-        _held.pop().release()
+    while _resting:
+        _resting.pop().go_on()
     _forking.release()
 
 
 def _after_in_child() -> None:
     global _forking
     _forking = threading.Lock()
-    _held.clear()
-    _locks.clear()
+    _resting.clear()
+    _workings.clear()
     _inherited.update(_open_files())
     for reference in list(_things):
         thing = reference()

@@ -144,10 +144,11 @@ class Nodes:
         try:
             _entrust(path, os.stat(self._database))
             deadline = time.monotonic() + timeout_ms / 1000
-            while not _lock(descriptor):
-                if time.monotonic() > deadline:
-                    raise StoreUnavailable(f"another process is preparing the database of {self._folder}")
-                time.sleep(_RETRY_SECONDS)
+            with forks.WAITING:
+                while not _lock(descriptor):
+                    if time.monotonic() > deadline:
+                        raise StoreUnavailable(f"another process is preparing the database of {self._folder}")
+                    time.sleep(_RETRY_SECONDS)
             yield
         finally:
             self._close(descriptor)

@@ -7,10 +7,11 @@ from contextlib import closing
 
 from asm_runtime.errors import StoreError
 from asm_runtime.stores.sql import version
+from asm_runtime.stores.sql.sqlite import forks
 from asm_runtime.stores.sql.sqlite.nodes import Nodes
 from asm_runtime.stores.sql.sqlite.transaction import Cursor
 
-__all__ = ["connect", "is_ready", "prepare_file", "upgrade_on"]
+__all__ = ["begin", "connect", "is_ready", "prepare_file", "upgrade_on"]
 
 OPENING_TIMEOUT_MS = 60_000
 """How long to wait for other processes that are making the same database ready."""
@@ -19,6 +20,12 @@ OPENING_TIMEOUT_MS = 60_000
 def connect(path: str, busy_timeout_ms: int) -> sqlite3.Connection:
     """A connection on which transactions begin and end only where it is said."""
     return sqlite3.connect(path, timeout=busy_timeout_ms / 1000, isolation_level=None, cached_statements=256)
+
+
+def begin(cursor: Cursor) -> None:
+    """Begin a transaction that writes: wait until nobody else does."""
+    with forks.WAITING:
+        cursor.execute("BEGIN IMMEDIATE")
 
 
 def is_ready(cursor: Cursor, name: str, *, migrate: bool) -> bool:
@@ -74,7 +81,7 @@ def upgrade_on(connection: sqlite3.Connection) -> None:
 
     engine = create_engine("sqlite://", creator=lambda: connection, poolclass=StaticPool)
     with engine.connect() as bound:
-        bound.exec_driver_sql("BEGIN IMMEDIATE")
+        begin(connection.cursor())
         upgrade(bound)
         bound.commit()
     engine.dispose(close=False)  # the connection is ours

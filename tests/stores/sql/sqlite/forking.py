@@ -7,6 +7,7 @@ last line of its output. Python warns of forks of a process with threads; here t
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import gc
 import json
 import multiprocessing
@@ -26,7 +27,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from asm_runtime import Event, Run
 from asm_runtime.errors import AsmError
 from asm_runtime.stores import SQLSessionStore
-from asm_runtime.stores.sql.sqlite import opening
+from asm_runtime.stores.sql.sqlite import forks, opening
 
 warnings.simplefilter("ignore", DeprecationWarning)
 
@@ -225,6 +226,7 @@ async def while_opening(file: str) -> bool:
         upgrade_on(connection)
 
     opening.upgrade_on = slow
+    forks.REST_SECONDS = 0.1  # it does not go on before the fork
     store = SQLSessionStore(url(file))
     starting = asyncio.create_task(store.start())
     await asyncio.to_thread(making.wait)
@@ -434,4 +436,5 @@ def main(scenario: str, file: str, *more: str) -> Any:
 
 
 if __name__ == "__main__":
+    faulthandler.enable()
     print(json.dumps(main(*sys.argv[1:])))

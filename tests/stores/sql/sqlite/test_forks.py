@@ -7,13 +7,20 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from asm_runtime.stores.sql.sqlite import forks
 from tests.stores.sql.conftest import ROOT
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks here")
@@ -26,11 +33,17 @@ def scenario(file: str) -> Scenario:
     """Runs a scenario to its end; what it said."""
 
     def run(name: str, *more: str) -> Any:
-        process = subprocess.run(
+        process = subprocess.Popen(
             [sys.executable, "-m", "tests.stores.sql.sqlite.forking", name, file, *more],
-            cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True, timeout=100,
+            cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
-        return json.loads(process.stdout.splitlines()[-1])
+        try:
+            said, _ = process.communicate(timeout=100)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGABRT)  # each process says where it is
+            raise
+        assert process.returncode == 0
+        return json.loads(said.splitlines()[-1])
 
     return run
 
@@ -99,3 +112,70 @@ def test_a_child_that_is_spawned_opens_the_file(scenario: Scenario) -> None:
     assert refusals([forked]) == {"StoreError"}
     assert [spawned, served] == [["ok", ""]] * 2
     assert latest == 3
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Counts the looks of a fork at a thread at work, each a second after the other."""
+    counted = count()
+    monkeypatch.setattr(forks, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(forks, "time", SimpleNamespace(monotonic=lambda: next(counted)))
+    return counted
+
+
+def test_a_fork_waits_for_a_thread_at_work_however_slow_the_disk(looks: Any) -> None:
+    working = forks.Working()
+    with ThreadPoolExecutor() as threads:
+        with working:
+            rested = threads.submit(working.rest, 1e9)
+            while next(looks) < 1000:
+                assert not rested.done()
+        assert rested.result() is True
+        working.go_on()
+
+
+def test_a_fork_does_not_wait_for_a_broken_disk(looks: Any) -> None:
+    working = forks.Working()
+    with working, ThreadPoolExecutor() as threads:
+        assert threads.submit(working.rest, 5).result() is False
+
+
+def test_a_fork_gives_a_thread_that_may_wait_for_others_a_moment(looks: Any) -> None:
+    working = forks.Working()
+    with ThreadPoolExecutor() as threads:
+        with working:
+            with forks.WAITING:
+                assert threads.submit(working.rest, 1e9).result() is False
+                assert next(looks) > forks.WAITING_SECONDS
+            assert working.waits_since is None
+        assert threads.submit(working.rest, 1e9).result() is True
+
+
+def test_a_thread_that_never_pauses_does_not_keep_a_fork_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forks, "_forking", forking := threading.Lock())
+    working, entered, stopped = forks.Working(), 0, threading.Event()
+
+    def work() -> None:
+        nonlocal entered
+        while not stopped.is_set():
+            with working:
+                entered += 1
+
+    with ThreadPoolExecutor() as threads:
+        threads.submit(work)
+        try:
+            while entered < 1000:
+                pass
+            with forking:
+                assert working.rest(1e9)
+                seen = entered
+                for _ in range(1000):
+                    working.go_on()
+                    time.sleep(0)  # let it run, if it would
+                    assert working.rest(1e9)
+                working.go_on()
+                assert entered <= seen + 1  # it may have looked before
+            while entered < seen + 1000:
+                pass
+        finally:
+            stopped.set()

@@ -125,8 +125,7 @@ class SQLSessionStore(GroupActor):
     async def on_start(self) -> None:
         """Connect, and bring the schema up to date."""
         forks.keep(self)
-        await self._database.open(self.node_id)
-        for session_id in await self._database.read(reading.removals):
+        for session_id in await self._database.open(self.node_id, reading.removals):
             self._removed(session_id)
 
     async def on_stop(self) -> None:

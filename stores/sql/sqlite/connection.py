@@ -16,7 +16,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, TypeAlias, TypeVar, TypeVarTuple
 
 from asm_runtime.errors import ActorStopped
-from asm_runtime.stores.sql.sqlite import forks
+from asm_runtime.stores.sql.sqlite import forks, workers
 
 __all__ = ["ConnectionThreads"]
 
@@ -55,7 +55,8 @@ class ConnectionThreads:
         self._loop = asyncio.get_running_loop()
         self._running: set[asyncio.Future[None]] = set()
         """One for each thread, done when it has ended."""
-        self._threads: list[threading.Thread] = []
+        self._lives: list[threading.Lock] = []
+        """For each, held until then."""
         self._unanswered = 0
         self._cursors: set[sqlite3.Cursor] = set()
         self.closing = False
@@ -86,7 +87,7 @@ class ConnectionThreads:
         """Run the jobs that wait, then close the connections. Idempotent."""
         self.close_soon()
         if self._running:
-            await asyncio.shield(asyncio.wait(set(self._running)))
+            await asyncio.wait(set(self._running))
 
     def close_soon(self) -> None:
         """Begin to close, and wait for nothing."""
@@ -102,8 +103,9 @@ class ConnectionThreads:
 
     def join(self) -> None:
         """Wait, in another thread, until all have ended; they are closing."""
-        for thread in self._threads:
-            thread.join()
+        for life in self._lives:
+            with life:
+                pass
 
     def leave_to_parent(self) -> None:
         """See `forks.Inheritable`."""
@@ -114,28 +116,33 @@ class ConnectionThreads:
     def _start_thread(self) -> None:
         ended: asyncio.Future[None] = self._loop.create_future()
         self._running.add(ended)
-        # A daemon: a program that forgets to stop its store must still be able to end.
-        thread = threading.Thread(target=self._work, args=(ended,), name=self._name, daemon=True)
-        self._threads = [*(one for one in self._threads if one.is_alive()), thread]
-        thread.start()
+        life = threading.Lock()
+        life.acquire()
+        self._lives = [*(one for one in self._lives if one.locked()), life]
 
-    def _work(self, ended: asyncio.Future[None]) -> None:
+        def work() -> Exception | None:
+            try:
+                return self._work()
+            finally:
+                life.release()
+
+        workers.start(self._name, work, lambda error: self._in_loop(self._ended, ended, error))
+
+    def _work(self) -> Exception | None:
+        """Serve until the close; the error, if there is no connection."""
         working = forks.Working()
         try:
             with working:
                 cursor = self._connect().cursor()
                 self._cursors.add(cursor)
         except Exception as error:
-            self._in_loop(self._ended, ended, error)
-            return
-        try:
-            while self._serve_one(cursor, working):
-                pass
-            with working:
-                self._cursors.discard(cursor)
-                self._disconnect(cursor.connection)
-        finally:
-            self._in_loop(self._ended, ended, None)
+            return error
+        while self._serve_one(cursor, working):
+            pass
+        with working:
+            self._cursors.discard(cursor)
+            self._disconnect(cursor.connection)
+        return None
 
     def _serve_one(self, cursor: sqlite3.Cursor, working: forks.Working) -> bool:
         """In a frame of its own: what a job leaves behind must not live until the next one comes."""

@@ -53,8 +53,12 @@ class Database(Protocol):
         """Whether others see this node as alive."""
         ...
 
-    async def open(self, node_id: str) -> None:
-        """Connect and bring the schema up to date.
+    async def open(self, node_id: str, first: Callable[[Cursor], T]) -> T:
+        """Connect, bring the schema up to date, and read what is to be known first.
+
+        Args:
+            node_id: Who opens it.
+            first: As of `read`.
 
         Raises:
             StoreUnavailable: The database cannot be reached, or is locked for too long.
@@ -110,12 +114,12 @@ class MemoryDatabase:
         self._threads: ConnectionThreads | None = None
         self._node_id: str | None = None
 
-    async def open(self, node_id: str) -> None:
+    async def open(self, node_id: str, first: Callable[[Cursor], T]) -> T:
         """Make it, with its tables."""
         self._node_id = node_id
         self._threads = ConnectionThreads(self._connect, name="asm-sqlite")
         try:
-            await self._threads.run(_nothing)
+            return await self.read(first)
         except BaseException:
             await self.close()
             raise
@@ -182,7 +186,7 @@ class FileDatabase:
         """See the protocol."""
         return self._nodes is not None and self._nodes.has_joined
 
-    async def open(self, node_id: str) -> None:
+    async def open(self, node_id: str, first: Callable[[Cursor], T]) -> T:
         """See the protocol. The connection that writes is made for the first write."""
         self._files = DatabaseFiles(self._path, self.name)
         self._nodes = Nodes(self._path, node_id)
@@ -191,7 +195,7 @@ class FileDatabase:
         )
         self._writer = ConnectionThreads(self._connect_writer, self._disconnect, name="asm-sqlite-writer")
         try:
-            await self._readers.run(_translated, self.name, self._prepare, (self._nodes,))
+            return await self._readers.run(_translated, self.name, self._prepare, (self._nodes, first))
         except BaseException:
             await self.close()
             raise
@@ -242,12 +246,13 @@ class FileDatabase:
         assert nodes is not None
         return self.read(lambda _: nodes.dead(node_ids))
 
-    def _prepare(self, cursor: Cursor, nodes: Nodes) -> None:
+    def _prepare(self, cursor: Cursor, nodes: Nodes, first: Callable[[Cursor], T]) -> T:
         if not is_ready(cursor, self.name, migrate=self._migrate):
             prepare_file(self._path, self.name, nodes, busy_timeout_ms=self._busy_timeout_ms)
             version.found(cursor)  # only who reads opens the log
         assert self._files is not None
         self._files.opened()
+        return first(cursor)
 
     def _written(self, cursor: Cursor, job: Callable[..., T], args: tuple[Any, ...]) -> T:
         assert self._files is not None
@@ -303,10 +308,6 @@ class FileDatabase:
             connection.close()
         else:
             forks.never_free(connection)
-
-
-def _nothing(_: Cursor) -> None:
-    """A job that only makes the connection."""
 
 
 def _translated(cursor: Cursor, name: str, job: Callable[..., T], args: tuple[Any, ...]) -> T:

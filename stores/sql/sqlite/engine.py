@@ -79,7 +79,7 @@ class EngineDatabase:
         """See `Database`."""
         return self._nodes is None or self._nodes.has_joined
 
-    async def open(self, node_id: str) -> None:
+    async def open(self, node_id: str, first: Callable[[Cursor], T]) -> T:
         """See `Database`."""
         self._node_id = node_id
         forks.keep(self)
@@ -94,6 +94,7 @@ class EngineDatabase:
                 self._reading = self._writing = _turns.setdefault(self._engine, self._writing)
                 upgrade = await asyncio.to_thread(_loaded_upgrade)
                 await self._run(self._writing, self._prepare_memory, upgrade)
+            return await self.read(first)
         except BaseException:
             await self.close()
             raise

@@ -16,7 +16,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types package docs bench bench-quick format clean
+.PHONY: help demo test check lint types package docs picture bench bench-quick format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ package: $(VENV)/.installed-dev ## Build the wheel and use it from outside the c
 
 docs: $(VENV)/.installed-docs ## Build the pages, the reference included, into build/docs; a warning is an error
 	$(BIN)/mkdocs build --strict --quiet
+
+picture: $(VENV)/.installed-docs ## Run the demo and draw the picture of it that the README shows
+	$(BIN)/python .ci/draw_demo.py
 
 bench: $(VENV)/.installed-bench $(PEERS)/.installed ## Run all benchmarks; writes benchmarks/results/
 	$(BIN)/python -m benchmarks

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import os
 import re
+import runpy
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -39,13 +41,40 @@ def test_the_first_session_is_at_most_twelve_lines_and_runs(tmp_path: Path) -> N
     assert (tmp_path / "first.db").is_file()
 
 
-def test_the_program_of_twenty_lines_has_no_more_and_runs(tmp_path: Path) -> None:
+def test_the_program_that_is_killed_goes_on_when_it_is_run_again(tmp_path: Path) -> None:
     program = python_blocks("README.md")[1]
     assert len([line for line in program.splitlines() if line.strip()]) <= 20
-    shown = run_program(program, tmp_path)
-    assert re.findall(r"step (\d)$", shown, re.MULTILINE) == ["1", "2", "3"]
-    assert re.search(r"^\d+ message_streamed step 1$", shown, re.MULTILINE)
-    assert shown.endswith("completed 0\n")
+    until_told = program.replace("building; sleep 2", "building; until test -e go; do sleep 0.02; done")
+    assert until_told != program
+    program = until_told.replace("; sleep 2", "")
+
+    with subprocess.Popen(
+        [sys.executable, "-u", "-c", program],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        before = [next(process.stdout)]
+        while "building" not in before[-1]:
+            before.append(next(process.stdout))
+        process.kill()
+    (tmp_path / "go").touch()
+
+    shown = run_program(program, tmp_path).splitlines(keepends=True)
+    assert shown[: len(before)] == before
+    fields = [line.split() for line in shown]
+    assert [int(number) for number, *_ in fields] == list(range(1, len(shown) + 1))
+    started = [run for _, run, kind, *_ in fields if kind == "run_started"]
+    assert started == ["fetch", "build", "build", "test"]
+    assert [run for _, run, kind, *_ in fields if kind == "run_completed"] == ["fetch", "build", "test"]
+    assert run_program(program, tmp_path).splitlines(keepends=True) == shown
+
+
+def test_the_program_of_the_first_page_can_be_run_again(tmp_path: Path) -> None:
+    (program,) = python_blocks("docs/index.md")
+    assert [run_program(program, tmp_path) for _ in range(2)] == ["hello\n\n"] * 2
 
 
 def test_every_test_that_a_page_names_exists() -> None:
@@ -65,8 +94,32 @@ def test_every_test_that_a_page_names_exists() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_link_of_a_page_leads_to_a_file(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
-        if not target.startswith("https://"):
+        own = re.fullmatch(r"https://.+/(?:blob|raw)/main/(.+)", target)
+        if own is not None:
+            assert (ROOT / own[1]).exists(), target
+        elif not target.startswith("https://"):
             assert (page.parent / target).exists(), target
+
+
+def test_the_projects_address_makes_every_link_of_the_readme_absolute(tmp_path: Path) -> None:
+    for name in ("README.md", "pyproject.toml"):
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    tell = runpy.run_path(str(ROOT / ".ci" / "project_url.py"))["main"]
+    for address in ("https://github.com/old/place", "https://github.com/me/asm-runtime/"):
+        tell(address, tmp_path)
+    readme = (tmp_path / "README.md").read_text()
+    targets = re.findall(r"\]\(([^)]+)\)", readme)
+    assert all(target.startswith(("https://", "#")) for target in targets)
+    assert "![The demo" in readme
+    assert "](https://github.com/me/asm-runtime/raw/main/docs/assets/demo.svg)" in readme
+    assert "](https://github.com/me/asm-runtime/blob/main/docs/stores.md)" in readme
+    assert "old/place" not in readme
+    project = tomllib.loads((tmp_path / "pyproject.toml").read_text())
+    assert project["project"]["urls"]["Source"] == "https://github.com/me/asm-runtime"
+    before = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    for facts in (project, before):
+        facts["project"].pop("urls", None)
+    assert project == before
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

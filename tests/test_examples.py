@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import os
 import re
@@ -12,13 +13,15 @@ import sys
 from collections.abc import AsyncIterator, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.types import Message
 
 from asm_runtime import SessionServer
 from asm_runtime.adapters import ScriptedAdapter
@@ -28,11 +31,19 @@ from asm_runtime.stores import InMemorySessionStore
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
 
-def run_example(name: str, folder: Path) -> str:
+def has(module: str) -> bool:
+    """Whether something that an example needs is installed."""
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # one that it is part of
+        return False
+
+
+def run_example(name: str, folder: Path, **env: str) -> str:
     done = subprocess.run(
         [sys.executable, str(EXAMPLES / name)],
         cwd=folder,
-        env=os.environ | {"PYTHONWARNINGS": "error"},
+        env=os.environ | {"PYTHONWARNINGS": "error"} | env,
         capture_output=True,
         text=True,
         timeout=60,
@@ -74,17 +85,56 @@ def test_the_console_shows_the_spans_of_a_run_below_the_services_own(tmp_path: P
     assert "asm.run.execute" in spans
 
 
-# -- the Starlette service
+@pytest.mark.skipif(not has("opentelemetry.exporter.otlp.proto.http"), reason="the exporter is not installed")
+def test_a_collector_gets_the_spans_and_metrics_of_a_run(tmp_path: Path) -> None:
+    got: dict[str, list[bytes]] = {}
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            got.setdefault(self.path, []).append(gzip.decompress(body) if body[:2] == b"\x1f\x8b" else body)
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Collector) as collector, ThreadPoolExecutor(1) as serving:
+        serving.submit(collector.serve_forever)
+        try:
+            endpoint = f"http://127.0.0.1:{collector.server_port}"
+            shown = run_example("otel_collector.py", tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=endpoint)
+        finally:
+            collector.shutdown()
+    assert shown == "completed\n"
+    # The names stand as they are in the protobuf.
+    spans, metrics = b"".join(got["/v1/traces"]), b"".join(got["/v1/metrics"])
+    for name in (b"invoke_agent traced", b"asm.run.queued", b"asm.run.execute", b"execute_tool shell"):
+        assert name in spans
+    assert b"asm.run.duration" in metrics
+    assert b"my-service" in spans
+    assert b"echo traced" not in spans + metrics
+
+
+# -- the services
+
+SERVICES = [
+    "starlette_service.py",
+    pytest.param(
+        "fastapi_service.py",
+        marks=pytest.mark.skipif(not has("fastapi"), reason="FastAPI is not installed"),
+    ),
+]
 
 
 @contextmanager
-def service(folder: Path) -> Generator[str]:
-    """The service in a process of its own, on a port that was free; yields its address.
+def service(name: str, folder: Path) -> Generator[str]:
+    """A service in a process of its own, on a port that was free; yields its address.
 
     Whatever it is sent, its log shows no traceback.
     """
     with subprocess.Popen(
-        [sys.executable, str(EXAMPLES / "starlette_service.py"), "0"],
+        [sys.executable, str(EXAMPLES / name), "0"],
         cwd=folder,
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
@@ -124,9 +174,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("service")
 
 
-@pytest.fixture(scope="module")
-def address(folder: Path) -> Generator[str]:
-    with service(folder) as address:
+@pytest.fixture(scope="module", params=SERVICES)
+def address(request: pytest.FixtureRequest, folder: Path) -> Generator[str]:
+    with service(request.param, folder) as address:
         yield address
 
 
@@ -155,6 +205,19 @@ async def test_a_repeated_request_with_the_same_key_is_the_same_run(client: http
     assert (other.status_code, other.json()["code"]) == (409, "conflict")
 
 
+@pytest.mark.parametrize("address", SERVICES[1:], indirect=True)
+async def test_a_run_can_be_looked_at_and_cancelled(client: httpx.AsyncClient) -> None:
+    session_id = await new_session(client)
+    accepted = await client.post(f"/sessions/{session_id}/runs", json={"command": "sleep 600"})
+    run = f"/sessions/{session_id}/runs/{accepted.json()['run_id']}"
+    assert (await client.get(run)).json()["status"] in ("pending", "running")
+    assert (await client.delete(run)).status_code == 204
+    ended = (await client.get(run)).json()
+    assert (ended["status"], ended["error"]["code"]) == ("cancelled", "run_cancelled")
+    missing = await client.get(f"/sessions/{session_id}/runs/nobody")
+    assert (missing.status_code, missing.json()["code"]) == (404, "run_not_found")
+
+
 async def new_session(client: httpx.AsyncClient) -> str:
     return str((await client.post("/sessions", json={"agent_id": "web"})).json()["session_id"])
 
@@ -164,13 +227,14 @@ async def test_the_service_explains_what_it_refuses(client: httpx.AsyncClient) -
     assert (answer.status_code, answer.json()["code"]) == (404, "session_not_found")
 
 
-async def test_a_session_outlives_its_service(tmp_path: Path) -> None:
-    with service(tmp_path) as address:
+@pytest.mark.parametrize("name", SERVICES)
+async def test_a_session_outlives_its_service(name: str, tmp_path: Path) -> None:
+    with service(name, tmp_path) as address:
         async with httpx.AsyncClient(base_url=address) as client:
             session_id = await new_session(client)
             await client.post(f"/sessions/{session_id}/runs", json={"command": "echo before"})
             before = await numbers_until_terminal(client, session_id, None)
-    with service(tmp_path) as address:
+    with service(name, tmp_path) as address:
         async with httpx.AsyncClient(base_url=address) as client:
             await client.post(f"/sessions/{session_id}/runs", json={"command": "echo after"})
             after = await numbers_until_terminal(client, session_id, before[-1])
@@ -333,24 +397,28 @@ def test_what_the_service_stores_is_its_users_alone(address: str, folder: Path) 
         assert file.stat().st_mode & 0o077 == 0, file
 
 
-# -- parts of it, in this process
+# -- parts of them, in this process
 
 
-@pytest.fixture(scope="module")
-def example() -> dict[str, Any]:
-    return runpy.run_path(str(EXAMPLES / "starlette_service.py"))
+@pytest.fixture(scope="module", params=SERVICES)
+def example(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return runpy.run_path(str(EXAMPLES / request.param))
 
 
 async def test_a_body_that_does_not_come_is_not_waited_for(
     example: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    body_of = example["body_of"]
-    monkeypatch.setitem(body_of.__globals__, "BODY_TIMEOUT_S", 0.001)
-    headers = [(b"content-type", b"application/json")]
-    request = Request({"type": "http", "method": "POST", "headers": headers}, receive=asyncio.Event().wait)  # type: ignore[arg-type]
-    with pytest.raises(HTTPException) as refused:
-        await body_of(request, example["NewRun"])
-    assert refused.value.status_code == 408
+    monkeypatch.setitem(example["body_of"].__globals__, "BODY_TIMEOUT_S", 0.001)
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope: dict[str, Any] = {"type": "http", "method": "POST", "path": "/sessions", "query_string": b""}
+    scope |= {"headers": headers, "state": {"supervisor": None}}
+    await example["app"](scope, asyncio.Event().wait, send)
+    assert sent[0]["status"] == 408
 
 
 async def test_what_a_client_cannot_mend_is_not_explained_to_it(example: dict[str, Any]) -> None:

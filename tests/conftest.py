@@ -1,30 +1,33 @@
 """For every test: which event loops it meets, and that code of ours does not block them.
 
-A test module marked `every_loop` runs on all that there are. The others run on asyncio's own loop, or
-on the one that the environment variable `ASM_TEST_LOOP` names: `asyncio`, `uvloop` or `eager`.
+A test module marked `every_loop` runs on all that there are, the others on asyncio's own. With
+`--event-loop` they run on those that it names.
 """
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Iterator
 
 import pytest
 from blockbuster import blockbuster_ctx
 
-from tests.loops import LoopFactory, loop_factories
+from tests.loops import LoopFactory, chosen_loops, loop_factories
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--event-loop",
+        action="append",
+        choices=list(loop_factories()),
+        help="run asynchronous tests on this event loop; may be given several times",
+    )
 
 
 def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, LoopFactory]:
     """The loops of one test."""
-    factories = loop_factories()
-    if item.get_closest_marker("every_loop") is not None:
-        return factories
-    name = os.environ.get("ASM_TEST_LOOP", "asyncio")
-    if name not in factories:
-        raise pytest.UsageError(f"ASM_TEST_LOOP={name}: this Python has {', '.join(factories)}")
-    return {name: factories[name]}
+    everywhere = item.get_closest_marker("every_loop") is not None
+    return chosen_loops(config, *(loop_factories() if everywhere else ["asyncio"]))
 
 
 # In the background (`make test &`, `nohup`) the suite is started with signals ignored, and what is ignored

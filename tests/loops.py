@@ -1,10 +1,12 @@
-"""The event loops that the runtime must work on; each test file says in conftest.py which it meets."""
+"""The event loops that the runtime must work on, and which of them a test meets."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
+
+import pytest
 
 T = TypeVar("T")
 
@@ -29,6 +31,13 @@ def loop_factories() -> dict[str, LoopFactory]:
     if hasattr(asyncio, "eager_task_factory"):
         factories["eager"] = _eager_loop
     return factories
+
+
+def chosen_loops(config: pytest.Config, *otherwise: str) -> dict[str, LoopFactory]:
+    """The loops that `--event-loop` names, or else those given."""
+    factories = loop_factories()
+    names: list[str] = config.getoption("--event-loop") or list(otherwise)
+    return {name: factories[name] for name in names}
 
 
 def run_on(loop: str, work: Coroutine[Any, Any, T]) -> T:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
-import uvloop
 
 from asm_runtime.adapters import fork_server
+from tests.loops import LoopFactory, chosen_loops
 
 
-def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
-    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, LoopFactory]:
+    one_will_do = item.get_closest_marker("one_loop") is not None
+    return chosen_loops(config, *(["asyncio"] if one_will_do else ["asyncio", "uvloop"]))
 
 
 class Footprint:

@@ -19,7 +19,7 @@ from asm_runtime.errors import DependencyMissing, ProviderUnavailable
 from tests.adapters.conftest import Footprint
 from tests.adapters.test_process import output_of, shell, until_ready
 
-pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])  # test_process.py has the loops
+pytestmark = pytest.mark.one_loop  # test_process.py has the loops
 
 PROGRAM = Path(__file__).with_name("runtime_program.py")
 

@@ -220,8 +220,7 @@ async def test_a_cancelled_caller_waits_for_a_store_that_is_slow(store: SessionS
     await clock.advance_ms(3_000)
     assert not executing.done()
     faulty.heal()
-    while not executing.done():
-        await clock.advance_ms(100)
+    await faulty.time_passes(clock, executing)
     run = await store.get_run(run_id)
     assert run.status == RunStatus.CANCELLED
     assert (await store.get_session(run.session_id)).status == SessionStatus.CANCELLED
@@ -343,7 +342,8 @@ async def test_a_slow_callback_is_given_every_event_and_slows_nobody(store: Sess
 
 
 async def test_a_callback_that_fell_behind_outlasts_a_store_that_fails(store: SessionStore) -> None:
-    faulty, clock = FaultyStore(store), JumpingClock()
+    faulty: Any = FaultyStore(store)
+    clock = JumpingClock()
     seen: list[Event] = []
     turn = asyncio.Event()
 
@@ -360,8 +360,7 @@ async def test_a_callback_that_fell_behind_outlasts_a_store_that_fails(store: Se
         faulty.heal()
         log = await store.get_events(server.session_id, run_id=run_id)
         ended = asyncio.create_task(until(lambda: len(seen) >= len(log)))
-        while not ended.done():
-            await clock.advance_ms(100)
+        await faulty.time_passes(clock, ended)
         assert seen == log
 
 

@@ -99,12 +99,12 @@ async def test_a_callback_that_hangs_does_not_hold_its_cancelled_caller(store: S
     async def callback(event: Event) -> None:
         await asyncio.Event().wait()
 
-    manager = SessionManager(store, ScriptedAdapter([gate]), clock=clock, cancel_grace_ms=100)
+    faulty: Any = FaultyStore(store)
+    manager = SessionManager(faulty, ScriptedAdapter([gate]), clock=clock, cancel_grace_ms=100)
     task = asyncio.create_task(manager.run_once({}, event_callback=callback))
     (run_id,) = await gate.reached()
     task.cancel()
-    while not task.done():
-        await clock.advance_ms(50)
+    await faulty.time_passes(clock, task)
     assert task.cancelled()
     assert (await store.get_run(run_id)).status == RunStatus.CANCELLED
 

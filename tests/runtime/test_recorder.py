@@ -175,7 +175,9 @@ async def test_what_is_refused_is_left_to_be_stored_in_parts() -> None:
     async with InMemorySessionStore() as store:
         made = await bench(store)
         made.faulty.hanging.add("append_events")
-        for number in range(9):
+        await made.emit(0)
+        await made.settle()
+        for number in range(1, 9):
             await made.emit(number)
         made.faulty.refusing["append_events"] = refuses_3_and_6
         made.faulty.go_on()

@@ -608,8 +608,7 @@ async def test_whatever_a_store_raises_once_the_run_ends(
         await gate.reached()
         faulty.refusing[call] = once(error)
     gate.open()
-    while not executing.done():
-        await clock.advance_ms(100)
+    await faulty.time_passes(clock, executing)
     refused = isinstance(error, OSError)
     assert isinstance(executing.exception(), StoreError) == refused
     ended = await store.get_run(run.id)

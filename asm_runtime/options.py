@@ -80,10 +80,10 @@ def optional_identifier(name: str, value: Any) -> str | None:
 
 def utc(name: str, value: Any) -> datetime:
     """An aware datetime, converted to UTC."""
+    if type(value) is datetime and value.tzinfo is UTC:
+        return value
     if not isinstance(value, datetime) or value.tzinfo is None or value.utcoffset() is None:
         raise refused(name, value, "a timezone-aware datetime")
-    if value.tzinfo is UTC and type(value) is datetime:
-        return value
     try:
         moved = value.astimezone(UTC)
     except OverflowError:
@@ -95,6 +95,8 @@ def utc(name: str, value: Any) -> datetime:
 
 def member(name: str, value: Any, kind: type[E]) -> E:
     """The member of an enum that `value` is or spells."""
+    if type(value) is kind:
+        return value
     if isinstance(value, str):
         try:
             return kind(value)

@@ -520,6 +520,8 @@ def _optional_utc(name: str, value: datetime | None) -> datetime | None:
 
 
 def _checked_tags(tags: Any) -> list[str]:
+    if type(tags) is list and not tags:
+        return []
     if isinstance(tags, str) or not isinstance(tags, Iterable):
         raise options.refused("tags", tags, "a list of strings")
     copy: list[Any] = canonical(list(tags), "tags")  # pyright: ignore[reportUnknownArgumentType]

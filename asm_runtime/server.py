@@ -393,7 +393,7 @@ class SessionServer(Actor):
 
     async def on_start(self) -> None:
         """Create the session or attach to it, then look after its queue."""
-        session = await session_to_serve(self.manager, self.session_id or None, self._session_opts)
+        session, is_new = await session_to_serve(self.manager, self.session_id or None, self._session_opts)
         self.session_id, self._session_opts = session.id, None  # a start that is tried again attaches
         with store_errors():
             if session.status == SessionStatus.PENDING:
@@ -421,7 +421,8 @@ class SessionServer(Actor):
             context=self._context,
             on_change=self._tell_changed,
         )
-        self._dispatcher.open()  # raises if the server has crashed meanwhile: so nothing is registered before
+        # Raises if the server has crashed meanwhile: so nothing is registered before.
+        self._dispatcher.open(is_new=is_new)
         self._telemetry = observer().session_started(session)
         OrphanWatch.of(self._store, self._clock).add(self.session_id, self._dispatcher.look)
         self._serving = True
@@ -580,26 +581,29 @@ class SessionServer(Actor):
 
 async def session_to_serve(
     manager: SessionManager, session_id: str | None, session_opts: Mapping[str, Any] | None
-) -> Session:
+) -> tuple[Session, bool]:
     """The session of that id, or one made from the options; with both, made if there is none.
 
     Of any number of callers who make one and the same, one does so, and all have it.
+
+    Returns:
+        The session, and whether this call has made it.
 
     Raises:
         SessionNotFound: There is none, and no options to make one from.
         Conflict: There is one, of the id in the options, and no other id was named.
     """
     if session_id is None:
-        return await manager.start_active_session(**(session_opts or {}))
+        return await manager.start_active_session(**(session_opts or {})), True
     try:
         with store_errors():
-            return await manager.get_session(session_id)
+            return await manager.get_session(session_id), False
     except SessionNotFound:
         if session_opts is None:
             raise
     opts: dict[str, Any] = {**session_opts, "id": session_id}
     try:
-        return await manager.start_active_session(**opts)
+        return await manager.start_active_session(**opts), True
     except Conflict:  # somebody else was first
         with store_errors():
-            return await manager.get_session(session_id)
+            return await manager.get_session(session_id), False

@@ -22,6 +22,9 @@ _LONG_AGO = -(2**63)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
+_SHORT = 32
+"""A log of fewer events is read through. An index for each idle session would double what it keeps."""
+
 _BLOCK = 64
 """For how many events one latest time is kept."""
 
@@ -38,6 +41,27 @@ class _Kind(NamedTuple):
     schema_version: int
 
 
+class _Index:
+    """Where in a log what is, for all but short ones."""
+
+    __slots__ = ("by_run", "by_type", "latest_by_block", "numbers_of_kinds")
+
+    def __init__(self, kinds: Iterable[_Kind]) -> None:
+        self.numbers_of_kinds = {kind: number for number, kind in enumerate(kinds)}
+        self.by_run: dict[str, array[int]] = {}
+        self.by_type: dict[EventType, array[int]] = {}
+        self.latest_by_block = array("q")
+        """After each block the latest time so far. It never falls, so the events that are not later than
+        some time, nor any before them, are found by bisection."""
+
+    def add(self, number: int, kind: _Kind, latest: int) -> None:
+        _indexed(self.by_type, kind.type, number)
+        if kind.run_id is not None:
+            _indexed(self.by_run, kind.run_id, number)
+        if number % _BLOCK == 0:
+            self.latest_by_block.append(latest)
+
+
 class EventLog:
     """An append-only log. A reader that remembers `len(log)` has a snapshot of it.
 
@@ -46,14 +70,11 @@ class EventLog:
     """
 
     __slots__ = (
-        "_by_run",
-        "_by_type",
         "_ids",
+        "_index",
         "_kind_of",
         "_kinds",
         "_latest",
-        "_latest_by_block",
-        "_numbers_of_kinds",
         "_rows",
         "_times",
     )
@@ -65,14 +86,9 @@ class EventLog:
         self._times = array("q")
         """Microseconds since 1970."""
         self._latest = _LONG_AGO
-        self._latest_by_block = array("q")
-        """After each block the latest time so far. It never falls, so the events that are not later than
-        some time, nor any before them, are found by bisection."""
         self._kind_of = array("I")
         self._kinds: list[_Kind] = []
-        self._numbers_of_kinds: dict[_Kind, int] = {}
-        self._by_run: dict[str, array[int]] = {}
-        self._by_type: dict[EventType, array[int]] = {}
+        self._index: _Index | None = None
 
     def __len__(self) -> int:
         """The latest number."""
@@ -91,17 +107,23 @@ class EventLog:
         self._times.append(time)
         if time > self._latest:
             self._latest = time
-        if number % _BLOCK == 0:
-            self._latest_by_block.append(self._latest)
         kind = _Kind(event.type, event.run_id, event.provider, event.schema_version)
-        kind_number = self._numbers_of_kinds.get(kind)
-        if kind_number is None:
-            kind_number = self._numbers_of_kinds[kind] = len(self._kinds)
+        self._kind_of.append(self._number_of(kind))
+        if self._index is not None:
+            self._index.add(number, kind, self._latest)
+        elif number == _SHORT:
+            self._index = _Index(self._kinds)
+            for earlier, kind_number in enumerate(self._kind_of, start=1):
+                self._index.add(earlier, self._kinds[kind_number], self._latest)
+        return number
+
+    def _number_of(self, kind: _Kind) -> int:
+        if self._index is not None:
+            number = self._index.numbers_of_kinds.setdefault(kind, len(self._kinds))
+        else:
+            number = self._kinds.index(kind) if kind in self._kinds else len(self._kinds)
+        if number == len(self._kinds):
             self._kinds.append(kind)
-        self._kind_of.append(kind_number)
-        _indexed(self._by_type, kind.type, number)
-        if kind.run_id is not None:
-            _indexed(self._by_run, kind.run_id, number)
         return number
 
     def number_of(self, id: str) -> int:
@@ -138,25 +160,27 @@ class EventLog:
         It is lazy, and stays right while the log grows: a page costs what is in it, wherever in the
         log it lies.
         """
+        index = self._index
         low = filter.after + 1
         if filter.since is not None:
             since = _microseconds(filter.since)
             if self._latest <= since:
                 return iter(())
-            low = max(low, bisect_right(self._latest_by_block, since) * _BLOCK + 1)
+            if index is not None:
+                low = max(low, bisect_right(index.latest_by_block, since) * _BLOCK + 1)
         high = head if filter.before is None else min(head, filter.before - 1)
         newest_first = filter.order == "desc"
         choices: list[list[tuple[array[int], range]]] = []
-        if filter.run_ids is not None:
-            choices.append(_spans(self._by_run, filter.run_ids, low, high))
-        if filter.types is not None:
-            choices.append(_spans(self._by_type, filter.types, low, high))
+        if index is not None and filter.run_ids is not None:
+            choices.append(_spans(index.by_run, filter.run_ids, low, high))
+        if index is not None and filter.types is not None:
+            choices.append(_spans(index.by_type, filter.types, low, high))
         if not choices:
             numbers = range(low, high + 1)
             return iter(reversed(numbers) if newest_first else numbers)
         spans = min(choices, key=lambda spans: sum(len(places) for _, places in spans))
         streams = [
-            map(index.__getitem__, reversed(places) if newest_first else places) for index, places in spans
+            map(found.__getitem__, reversed(places) if newest_first else places) for found, places in spans
         ]
         return streams[0] if len(streams) == 1 else merge(*streams, reverse=newest_first)
 

@@ -1300,7 +1300,7 @@ async def test_a_cancelled_monitor_is_not_told_and_not_kept(actor: Recorder) -> 
     monitor = actor.monitor(lambda _, reason: ends.append(reason))
     monitor.cancel()
     monitor.cancel()
-    assert not actor._extra().monitors
+    assert actor._extra().newest_monitor is None
     await actor.stop()
     await turns()
     assert ends == []

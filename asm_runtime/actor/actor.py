@@ -49,18 +49,36 @@ class Spawn(Protocol):
 class Monitor:
     """A watch on an actor's end, from `Actor.monitor`."""
 
-    __slots__ = ("_actor", "_watcher")
+    # An actor's monitors form a chain: a dict would cost more than the usual one itself.
+    __slots__ = ("_actor", "_newer", "_older", "_watcher")
 
     def __init__(self, actor: Actor, watcher: Watcher) -> None:
         self._actor = actor
         self._watcher: Watcher | None = watcher
+        self._older: Monitor | None = None
+        self._newer: Monitor | None = None
 
     def cancel(self) -> None:
         """Watch no longer. Idempotent."""
-        self._watcher = None
-        extras = self._actor._extras
-        if extras is not None and extras.monitors:
-            extras.monitors.pop(self, None)
+        if self._watcher is not None:
+            self._watcher = None
+            self._leave(self._actor._extra())
+
+    def _join(self, extras: _Extras) -> None:
+        older = self._older = extras.newest_monitor
+        if older is not None:
+            older._newer = self
+        extras.newest_monitor = self
+
+    def _leave(self, extras: _Extras) -> None:
+        older, newer = self._older, self._newer
+        self._older = self._newer = None
+        if older is not None:
+            older._newer = newer
+        if newer is not None:
+            newer._older = older
+        elif extras.newest_monitor is self:
+            extras.newest_monitor = older
 
     def _tell(self, reason: BaseException | None) -> None:
         watcher, self._watcher = self._watcher, None
@@ -78,7 +96,7 @@ class _Extras:
     __slots__ = (
         "abandoned",
         "ending",
-        "monitors",
+        "newest_monitor",
         "reason",
         "starting",
         "tasks",
@@ -89,7 +107,7 @@ class _Extras:
     def __init__(self) -> None:
         self.timers: set[_ActorTimer] | None = None
         self.tasks: set[asyncio.Task[Any]] | None = None
-        self.monitors: dict[Monitor, None] | None = None
+        self.newest_monitor: Monitor | None = None
         self.starting: asyncio.Future[None] | None = None
         self.ending: asyncio.Task[None] | None = None
         self.reason: BaseException | None = None
@@ -280,8 +298,7 @@ class Actor(Mailbox):
         if self._phase == STOPPED:
             asyncio.get_running_loop().call_soon(monitor._tell, extras.reason)
         else:
-            extras.monitors = extras.monitors or {}
-            extras.monitors[monitor] = None
+            monitor._join(extras)
         return monitor
 
     def spawn(self, coroutine: Coroutine[Any, Any, T], *, name: str | None = None) -> asyncio.Task[T]:
@@ -412,8 +429,11 @@ class Actor(Mailbox):
         elif waiting:
             extras.untold = deque(waiting)
             self._tell_untold(extras, extras.untold)
-        monitors, extras.monitors = extras.monitors, None
-        for monitor in monitors or ():
+        monitors: list[Monitor] = []
+        while (monitor := extras.newest_monitor) is not None:
+            monitors.append(monitor)
+            monitor._leave(extras)
+        for monitor in reversed(monitors):
             asyncio.get_running_loop().call_soon(monitor._tell, extras.reason)
 
     def _tell_untold(self, extras: _Extras, untold: deque[asyncio.Future[Any]]) -> None:

@@ -58,8 +58,8 @@ class _Child:
         self.starting: asyncio.Task[Actor | Exception] | None = None
         self.stopping: asyncio.Task[Exception | None] | None = None
 
-    def ended(self, actor: Actor, reason: BaseException | None) -> None:
-        """As its monitor."""
+    def __call__(self, actor: Actor, reason: BaseException | None) -> None:
+        """Its actor has ended."""
         self.supervisor._child_ended(self, actor)
 
 
@@ -190,7 +190,7 @@ class Supervisor(Actor):
         child.starting = None
         child.actor = actor
         child.since = self._clock.monotonic()
-        actor.monitor(child.ended)
+        actor.monitor(child)
         return actor
 
     def _take_down(self, child: _Child) -> asyncio.Task[Exception | None]:

@@ -229,7 +229,7 @@ async def test_orphans_that_nobody_rings_for_are_found_in_time(store: SessionSto
 async def test_an_idle_server_asks_the_store_for_nothing(store: SessionStore) -> None:
     faulty, clock = FaultyStore(store), JumpingClock()
     async with await open_server(faulty, ScriptedAdapter(), clock=clock):
-        await until(lambda: faulty.calls["list_runs"] >= 1)
+        await until(lambda: faulty.calls["claim_run"] and faulty.calls["wait_for_runs"] == 2)
         for _ in range(50):
             await asyncio.sleep(0)
         before = dict(faulty.calls)

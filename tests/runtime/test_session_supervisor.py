@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import tracemalloc
 from typing import Any
 
 import pytest
 
-from asm_runtime import RunStatus, SessionSupervisor
+from asm_runtime import RunStatus, SessionManager, SessionSupervisor
 from asm_runtime.adapters import ScriptedAdapter
 from asm_runtime.adapters.scripted import Gate
 from asm_runtime.errors import (
@@ -20,6 +22,7 @@ from asm_runtime.errors import (
     ValidationError,
 )
 from asm_runtime.ports import SessionStore
+from asm_runtime.stores import InMemorySessionStore
 from asm_runtime.testing import JumpingClock
 from tests.runtime.faulty import FaultyStore
 from tests.runtime.support import terminal_events, types_of, until
@@ -134,6 +137,65 @@ async def test_a_server_that_crashes_in_an_outage_has_a_successor_when_that_is_o
         successor = supervisor.whereis(server.session_id)
         assert successor is not None
         await successor.execute_run({})
+
+
+async def test_a_server_asks_its_store_for_little_when_it_starts(store: SessionStore) -> None:
+    faulty: Any = FaultyStore(store)
+    async with SessionSupervisor(store=faulty, adapter=ScriptedAdapter()) as supervisor:
+        server = await supervisor.start_session(session_opts=OPTS)
+        await until(lambda: faulty.calls["wait_for_runs"] == 2 and faulty.calls["claim_run"])
+        await supervisor.stop_session(server.session_id)
+        assert faulty.calls == {"flush": 1, "wait_for_runs": 2, "claim_run": 1}
+
+        faulty.calls.clear()
+        await supervisor.start_session(session_id=server.session_id)
+        await until(lambda: faulty.calls["list_runs"] and faulty.calls["claim_run"])
+        await supervisor.stop_session(server.session_id)
+        assert faulty.calls == {
+            "get_session": 1,
+            "wait_for_runs": 2,
+            "list_orphaned_runs": 1,
+            "claim_run": 1,
+            "list_runs": 1,
+        }
+
+
+async def test_runs_that_others_have_queued_in_a_new_session_start(store: SessionStore) -> None:
+    """They come between the write that makes the session and its server's first look."""
+    faulty: Any = FaultyStore(store)
+    faulty.hanging.add("wait_for_runs")
+    async with SessionSupervisor(store=faulty, adapter=ScriptedAdapter()) as supervisor:
+        server = await supervisor.start_session(session_opts=OPTS, max_concurrent_runs=2)
+        elsewhere = SessionManager(store, ScriptedAdapter())
+        runs = [await elsewhere.start_run(server.session_id, {"prompt": str(n)}) for n in range(5)]
+        faulty.heal()
+        for run in runs:
+            assert (await server.await_run(run.id)).status == RunStatus.COMPLETED
+
+
+async def test_an_idle_session_keeps_little() -> None:
+    """Its record and its two events, its server and what its supervisor knows of it."""
+    count = 200
+    async with (
+        InMemorySessionStore() as store,
+        SessionSupervisor(store=store, adapter=ScriptedAdapter()) as supervisor,
+    ):
+
+        async def start() -> None:
+            for _ in range(count):
+                await supervisor.start_session(session_opts=OPTS)
+            for _ in range(100):
+                await asyncio.sleep(0)
+            gc.collect()
+
+        await start()  # what is made once is made
+        tracemalloc.start()
+        try:
+            await start()
+            kept, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert kept / count < 5_500
 
 
 async def test_draining_all_drains_every_server(store: SessionStore) -> None:

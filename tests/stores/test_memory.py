@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from asm_runtime.errors import ActorStopped, ValidationError
-from asm_runtime.records import Event, Run, RunStatus, Session
+from asm_runtime.records import Event, EventType, Run, RunStatus, Session
 from asm_runtime.stores import InMemorySessionStore, pace
 from asm_runtime.stores.filters import EventFilter
 from asm_runtime.stores.memory_log import EventLog
+from asm_runtime.tasks import start_task
 from asm_runtime.testing import JumpingClock
 
 
@@ -89,7 +90,7 @@ async def test_an_append_during_a_long_read_that_finds_nothing_wakes_the_reader(
 ) -> None:
     await store.append_events(events(3_000))
     late = store._clock.now() + timedelta(days=10_000)
-    reading = asyncio.create_task(store.get_events("s", since=late, wait_timeout_ms=60_000))
+    reading = start_task(store.get_events("s", since=late, wait_timeout_ms=60_000))
     await asyncio.sleep(0)
     stored = await store.append_events(events(1, timestamp=late + timedelta(seconds=1)))
     assert not reading.done()
@@ -124,7 +125,40 @@ def test_only_what_the_rarer_condition_leaves_is_looked_at(
 ) -> None:
     given = [events(1, run_id="abc"[index % 3])[0] for index in range(12)]
     given[4] = given[4].replace(type=Event.new(type="run_started", session_id="s").type)
-    assert list(log_of(given).candidates(filter, 12)) == candidates
+    log = log_of([*given, *events(30, run_id="later")])  # a short one has no index
+    assert list(log.candidates(filter, 12)) == candidates
+
+
+@pytest.mark.parametrize("order", ["asc", "desc"])
+def test_what_matches_is_found_in_a_log_of_any_length(order: Any) -> None:
+    types = [EventType.CUSTOM, EventType.RUN_STARTED, EventType.TURN_COMPLETED]
+    log = EventLog()
+    given: list[Event] = []
+    for number in range(100):
+        event = events(1, run_id=f"run {number % 13}")[0].replace(type=types[number % 3])
+        given.append(event)
+        log.append(event)
+        assert log.event("s", number + 1) == event.replace(sequence_number=number + 1)
+        for run_ids, kinds, after in (
+            (["run 3", "run 4"], None, 0),
+            (None, types[1:2], 0),
+            (["run 3"], types[:2], 2),
+        ):
+            filter = EventFilter(
+                run_ids=None if run_ids is None else frozenset(run_ids),
+                types=None if kinds is None else frozenset(kinds),
+                after=after,
+                order=order,
+            )
+            wanted = [
+                place
+                for place, each in enumerate(given, 1)
+                if place > after
+                and (run_ids is None or each.run_id in run_ids)
+                and (kinds is None or each.type in kinds)
+            ]
+            found = log.matching(log.candidates(filter, len(log)), filter)
+            assert found == (wanted if order == "asc" else wanted[::-1])
 
 
 @pytest.mark.parametrize("order", ["asc", "desc"])
@@ -179,7 +213,7 @@ async def test_an_event_is_small(store: InMemorySessionStore) -> None:
 
 async def test_a_claim_cancelled_before_it_is_handled_is_not_made(store: InMemorySessionStore) -> None:
     await store.enqueue_run(Run.new(session_id="s", id="r"))
-    claim = asyncio.create_task(store.claim_run("s"))
+    claim = start_task(store.claim_run("s"))
     await asyncio.sleep(0)  # its letter lies in the mailbox
     claim.cancel()
     await asyncio.gather(claim, return_exceptions=True)

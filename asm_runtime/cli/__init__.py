@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn, cast
 
+from asm_runtime.cli.launcher import leave_on_interrupt
+
 __all__ = ["main"]
 
 
@@ -17,12 +19,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     Args:
         arguments: What follows the command's name; None: those of this process.
     """
+    leave_on_interrupt()
     _fill_standard_streams()
     try:
         from asm_runtime.cli.commands import run
         from asm_runtime.cli.exits import warn_on_stderr
-    except KeyboardInterrupt:
-        sys.exit(130)
     except ModuleNotFoundError as missing:
         if missing.name not in ("cyclopts", "rich"):
             raise

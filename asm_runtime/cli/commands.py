@@ -22,7 +22,7 @@ Run AI-agent sessions and read their logs.
 Every command works on one store: the one named with --store, or by $ASM_STORE, or a SQLite file of your \
 own (`~/.local/state/asm-runtime/asm.db`).
 
-Wherever the id of a session or a run is wanted, the first or last few characters of it will do.
+An id of a session or a run may be cut short: its first or last few characters are enough.
 
 Exit codes: 0 done; 1 the run failed, there is no such session or run, or the store refused the operation; \
 2 wrong call; 3 the store cannot be used; 124 the run timed out; 130 cancelled; 141 the output was closed. \
@@ -67,7 +67,7 @@ Since = Annotated[
         converter=moment,
         accepts_keys=False,
         n_tokens=1,
-        help="Only what is newer: 30s, 10m, 2h, 7d, or a time such as 2026-01-31T12:00.",
+        help="Only what is newer than: 30s, 10m, 2h, 7d, or a time such as 2026-01-31T12:00.",
     ),
 ]
 OfSession = Annotated[str | None, Parameter(help="The run's session, if several have a run of that id.")]
@@ -105,9 +105,9 @@ def run_(
     json: Json = False,
     quiet: Quiet = False,
 ) -> int:
-    """Execute one run and show what it says while it runs.
+    """Execute one run and show its output as it comes.
 
-    With the shell adapter several words are a command and its arguments, one word is a line for the
+    With the shell adapter several words are a command and its arguments; one word is a line for the
     shell. Write -- before a command that has options of its own. What is piped goes to the command:
 
         asm-runtime run -- ls -l
@@ -118,9 +118,9 @@ def run_(
 
     Args:
         words: The input; without it and without --file, standard input is read.
-        adapter: What executes it; scripted echoes its prompt.
+        adapter: What executes the run; scripted echoes its prompt.
         file: Read the input from this file; - is standard input.
-        input_json: The input is JSON and given to the adapter unchanged.
+        input_json: The input is JSON; the adapter gets it unchanged.
         session: Continue this session; without it a new one is made.
         timeout_ms: End the run as timed out after this many milliseconds.
     """
@@ -225,11 +225,11 @@ def settle(
     store: Store = None,
     json: Json = False,
 ) -> int:
-    """End the runs whose process has died as failed, or queue them again.
+    """Mark the runs of dead processes as failed, or queue them again.
 
     Args:
         session: Only those of this session.
-        requeue: Queue them again, in their old places.
+        requeue: Queue them again, in their old places, instead.
     """
     from asm_runtime.cli import changes
 
@@ -305,7 +305,7 @@ def events(
         session: Its id.
         after: Start after this number: the last one already seen.
         run: Only of this run.
-        follow: Go on with what any process appends.
+        follow: Go on with what any process appends, until interrupted.
     """
     from asm_runtime.cli import operations
 
@@ -340,8 +340,8 @@ def tail(
 
     Args:
         session: Its id.
-        lines: How many of the last events.
-        run: Only of this run, and until it has ended.
+        lines: How many of the last events to print first.
+        run: Only of this run; stop when it has ended.
     """
     from asm_runtime.cli import operations
 
@@ -374,8 +374,8 @@ def migrate(
 
     Args:
         url: The database, like --store.
-        to: The revision.
-        down: Go back to it.
+        to: The revision to go to.
+        down: Go back to that revision, which removes data.
     """
     from asm_runtime.cli import migration
 
@@ -400,11 +400,11 @@ def demo(*, file: str | None = None) -> int:
 
 @app.command
 def completion(shell: Literal["bash", "zsh", "fish"], /) -> None:
-    """Print a script that has a shell complete the commands and their options.
+    """Print a shell script that completes the commands and their options.
 
         asm-runtime completion bash > ~/.local/share/bash-completion/completions/asm-runtime
 
     Args:
-        shell: Which.
+        shell: The shell that the script is for.
     """
     print(app.generate_completion(shell=shell))

@@ -27,7 +27,8 @@ async def show(where: str | None, run: str, *, session: str | None, json: bool) 
             await output.json([found])
             return ExitCode.DONE
         for name, value in [*_facts(found), *[("attempt", line) for line in await _attempts(store, found)]]:
-            await output.lines([[(f"{name:<9}", "dim"), (value, "")]])
+            title = f"{name:<9}" if output.is_terminal else name
+            await output.lines([[(title, "dim"), (value, "")]])
         for title, text in _texts(found):
             await output.lines([[(title, "bold")]])
             await output.text(text if text.endswith("\n") else f"{text}\n")

@@ -15,6 +15,7 @@ from enum import IntEnum
 from typing import Any, TextIO
 
 from asm_runtime.cli.escapes import as_lines, as_one_line
+from asm_runtime.cli.launcher import interrupts_raise
 from asm_runtime.errors import AsmError, DependencyMissing, StoreError, ValidationError
 
 __all__ = [
@@ -48,8 +49,9 @@ def run_to_exit(command: Callable[[], Coroutine[Any, Any, int]]) -> int:
     """Run a command's coroutine on a loop of its own; what it raises becomes an exit code."""
 
     def run() -> int:
-        with asyncio.Runner(loop_factory=_fast_loop()) as runner:
-            return runner.run(_stoppable(command()))
+        fast_loop, work = _fast_loop(), command()  # they import, and an interrupt just ends that
+        with interrupts_raise(), asyncio.Runner(loop_factory=fast_loop) as runner:
+            return runner.run(_stoppable(work))
 
     return exit_code_of(run)
 

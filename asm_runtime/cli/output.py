@@ -170,7 +170,7 @@ def run_cells(run: Run) -> list[Cell]:
 
 
 def event_rows(event: Event, *, is_terminal: bool) -> list[list[Cell]]:
-    """An event as a row: number, time, type, run, data. To people, what a message says is shown as lines."""
+    """An event as a row: number, time, type, run, data. People see messages and errors as lines of text."""
     kind, run_id = str(event.type), event.run_id or ""
     if not is_terminal:
         fields = str(event.sequence_number), event.timestamp.isoformat(), kind, run_id, json_text(event.data)
@@ -190,11 +190,12 @@ def event_rows(event: Event, *, is_terminal: bool) -> list[list[Cell]]:
 
 
 def message_text(event: Event) -> str | None:
-    """What a message says; None for any other event."""
-    if event.type not in _MESSAGES:
-        return None
-    said = event.data.get("content", event.data.get("delta"))
-    return said.rstrip("\n") if isinstance(said, str) else None
+    """What a message says, or why something failed; None for any other event."""
+    if event.type in _MESSAGES:
+        said = event.data.get("content", event.data.get("delta"))
+        return said.rstrip("\n") if isinstance(said, str) else None
+    code, why = event.data.get("error_code"), event.data.get("error_message")
+    return f"{code}: {why}" if isinstance(code, str) and isinstance(why, str) else None
 
 
 def input_text(given: Any) -> str:

@@ -106,8 +106,8 @@ def test_a_run_is_shown_with_its_attempts_its_input_and_its_error(
 ) -> None:
     shown = asm("show", "run_bb22", *store).stdout.splitlines()
     facts = dict(line.split("\t", 1) for line in shown if "\t" in line)
-    assert facts["status   "] == "failed"
-    assert facts["tokens   "] == "7 input_tokens"
+    assert facts["status"] == "failed"
+    assert facts["tokens"] == "7 input_tokens"
     attempts = [line.split("\t")[1] for line in shown if line.startswith("attempt")]
     assert [attempt.split(",")[0] for attempt in attempts] == ["1", "2"]
     texts = shown[shown.index("input") :]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from asm_runtime.cli import launcher
 from asm_runtime.records import Event, Session
 from asm_runtime.stores import SQLSessionStore
 from tests.cli.conftest import CommandLine
@@ -59,6 +60,45 @@ def test_a_signal_ends_any_command_with_an_exit_code_and_no_traceback(
         assert process.stdout is not None
         process.stdout.readline()
         process.send_signal(number)
+        assert process.communicate() == ("", "")
+        assert process.returncode == 130
+
+
+STARTS = """\
+import sys, time
+from importlib.util import module_from_spec, spec_from_file_location
+
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name == slow:
+            print("ready", flush=True)
+            time.sleep(60)
+
+_, file, slow, *arguments = sys.argv
+sys.meta_path.insert(0, Slow())
+spec = spec_from_file_location("asm_runtime_command", file)
+launcher = module_from_spec(spec)
+spec.loader.exec_module(launcher)
+sys.argv = ["asm-runtime", *arguments]
+launcher.main()
+"""
+
+
+@pytest.mark.parametrize(
+    "slow", ["asm_runtime", "msgspec", "cyclopts", "asm_runtime.cli.operations", "uvloop"]
+)
+def test_an_interrupt_while_the_command_starts_ends_it_without_a_word(asm: CommandLine, slow: str) -> None:
+    with subprocess.Popen(
+        (sys.executable, "-c", STARTS, launcher.__file__, slow, "sessions"),
+        cwd=asm.folder,
+        env=asm.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
         assert process.communicate() == ("", "")
         assert process.returncode == 130
 

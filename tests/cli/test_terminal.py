@@ -232,6 +232,15 @@ def test_messages_are_shown_to_people_whole_and_as_lines(asm: CommandLine) -> No
     assert [len(line) for line in others] == [80, 80]
 
 
+def test_what_went_wrong_is_shown_to_people_as_text(asm: CommandLine) -> None:
+    asm("run", "exit 3", "--store", "wrong.db")
+    session_id = asm("sessions", "--store", "wrong.db").stdout.split("\t")[0]
+    sent = asm.on_terminal("events", session_id, "--store", "wrong.db", TERM="dumb", COLUMNS="60").decode()
+    lines = [line for line in sent.split("\r\n") if "failed" in line]
+    assert [line.split(maxsplit=2)[2].split()[0] for line in lines] == ["tool_call_failed", "run_failed"]
+    assert all(line.endswith("  provider_error: the command exited with code 3") for line in lines)
+
+
 def test_colours_in_a_pipe_cannot_be_forced(asm: CommandLine) -> None:
     done = asm("sessions", "--store", asm.store, FORCE_COLOR="1", TTY_COMPATIBLE="1")
     assert "\x1b" not in done.stdout

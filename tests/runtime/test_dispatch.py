@@ -299,6 +299,7 @@ async def test_submissions_that_are_cancelled_or_refused_leave_nothing(store: Se
     faulty, gate = FaultyStore(store), Gate()
     async with await open_server(faulty, ScriptedAdapter([gate]), max_queued_runs=0) as server:
         await server.submit_run({}, run_id="mine")
+        await gate.reached()
         faulty.hanging.add("enqueue_run")
         hung = [asyncio.create_task(server.submit_run({}, event_callback=print)) for _ in range(5)]
         await until(lambda: faulty.calls["enqueue_run"] == 6)

@@ -1,4 +1,4 @@
-"""Time, injectable: what o'clock it is, and timers.
+"""Time, injectable: the current time, timers, and bounded waits.
 
 Everything that waits takes a `clock`. `SystemClock` is the real one; `asm_runtime.testing` has one
 that stands still until a test moves it.
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-__all__ = ["SYSTEM_CLOCK", "Clock", "SystemClock", "Timer", "all_done", "sleep"]
+__all__ = ["SYSTEM_CLOCK", "Clock", "SystemClock", "Timer", "all_done", "fail_after", "sleep"]
 
 
 class Timer(Protocol):
@@ -95,6 +95,19 @@ async def all_done(clock: Clock, seconds: float, *futures: asyncio.Future[Any]) 
         for future in open_ones:
             future.remove_done_callback(one_done)
     return not left
+
+
+def fail_after(
+    clock: Clock, seconds: float, future: asyncio.Future[Any], error: Callable[[], Exception]
+) -> None:
+    """Have a future fail with what `error` makes, unless it is done within this many seconds. Plain."""
+
+    def too_late() -> None:
+        if not future.done():
+            future.set_exception(error())
+
+    timer = clock.call_later(seconds, too_late)
+    future.add_done_callback(lambda _: timer.cancel())
 
 
 def _wake(future: asyncio.Future[None]) -> None:

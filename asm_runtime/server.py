@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, TypedDict, Unpack, cast
 
 from asm_runtime import options
-from asm_runtime.actor import Actor, leave_behind
-from asm_runtime.clock import SYSTEM_CLOCK, Clock, all_done
+from asm_runtime.actor import Actor, answer
+from asm_runtime.clock import SYSTEM_CLOCK, Clock, all_done, fail_after
 from asm_runtime.errors import (
-    AsmError,
     AwaitTimeout,
     Conflict,
     Draining,
@@ -24,24 +24,25 @@ from asm_runtime.errors import (
 )
 from asm_runtime.manager import DEFAULT_CANCEL_GRACE_MS, SessionManager
 from asm_runtime.observer import observer
-from asm_runtime.payload import JsonObject
 from asm_runtime.ports import EventCallback, ProviderAdapter, RunResult, ServerStatus, SessionStore
-from asm_runtime.records import EventType, RunStatus, Session, SessionStatus
-from asm_runtime.runtime.calls import Calls
+from asm_runtime.records import EventType, Run, RunStatus, Session, SessionStatus
+from asm_runtime.runtime.answers import Answers
 from asm_runtime.runtime.dispatcher import STORE_GRACE_S, Dispatcher
-from asm_runtime.runtime.endings import RunOutcome, last_number_of, outcome_of
+from asm_runtime.runtime.endings import RunOutcome
 from asm_runtime.runtime.execution import RunExecution
 from asm_runtime.runtime.foreign import store_errors
 from asm_runtime.runtime.orphans import OrphanWatch
 from asm_runtime.runtime.readers import Readers
 from asm_runtime.runtime.run_options import RunOptionArgs, callbacks_of, stored_options
+from asm_runtime.runtime.run_queue import Submission
 from asm_runtime.runtime.subscription import Subscription
+from asm_runtime.tasks import leave_behind
 
 __all__ = ["ServerOptions", "SessionServer", "session_to_serve"]
 
 logger = logging.getLogger(__name__)
 
-LOOK_GRACE_MS = 1_000
+LOOK_GRACE_S = 1.0
 """How long a call that does not wait for a run waits for the store."""
 
 
@@ -91,7 +92,7 @@ class SessionServer(Actor):
 
     __slots__ = (
         "_adapter",
-        "_calls",
+        "_answers",
         "_cancel_grace_ms",
         "_default_run_options",
         "_dispatcher",
@@ -153,7 +154,7 @@ class SessionServer(Actor):
         self._session_opts = session_opts
         self._dispatcher: Dispatcher = cast(Dispatcher, None)  # made by the start
         self._readers: Readers | None = None
-        self._calls: Calls | None = None
+        self._answers: Answers | None = None
         self._draining = False
         self._serving = False
         self._had_grace = False
@@ -181,47 +182,57 @@ class SessionServer(Actor):
         """
         self._check_running()
         stored = stored_options("submit_run", run_options, self._default_run_options)
-        callbacks = callbacks_of(run_options)
-        # With the id known beforehand, a run that starts at once finds its callbacks.
         known_id = None if run_id is None else options.identifier("run_id", run_id)
-        return await self._calls_here().answer(self._submitted(input, known_id, stored, callbacks))
+        run = self.manager.new_run(self.session_id, input, run_id=known_id, run_options=stored)
+        # The run's trace belongs to its submitter's.
+        context = contextvars.copy_context()
+        callbacks = callbacks_of(run_options)
+        return await self.call_deferred(self._submit, run, known_id is not None, callbacks, context)
+
+    def _submit(
+        self,
+        reply: asyncio.Future[str],
+        run: Run,
+        may_be_known: bool,
+        callbacks: Sequence[EventCallback],
+        context: contextvars.Context,
+    ) -> None:
+        is_draining = self._draining
+        if is_draining and not may_be_known:
+            raise self._refusal_to_take()
+        submission = self._dispatcher.queue.submitting(run, callbacks)  # a drain waits for it from now on
+        work = self._submitted(reply, run, submission, is_draining)
+        task = self._answers_here().find(reply, work, context=context)
+        # Whether or not the task has run at all.
+        task.add_done_callback(lambda _: self._dispatcher.answered(submission))
 
     async def _submitted(
-        self, input: Any, run_id: str | None, run_options: JsonObject, callbacks: Sequence[EventCallback]
-    ) -> str:
+        self, reply: asyncio.Future[str], run: Run, submission: Submission, is_draining: bool
+    ) -> None:
         with store_errors():
             session = await self._store.get_session(self.session_id)
-        if self._draining:
-            await self._known_while_draining(run_id)
-        run = self.manager.new_run(self.session_id, input, run_id=run_id, run_options=run_options)
-        dispatcher = self._dispatcher
-        submission = dispatcher.queue.submitting(run, callbacks)  # a drain that begins now waits for it
-        waits = False
-        try:
-            with store_errors():
-                stored = await self._store.enqueue_run(
-                    run, max_open_runs=self.max_concurrent_runs + self.max_queued_runs
-                )
-            waits = stored.status == RunStatus.PENDING
-            if waits:
-                dispatcher.submitted(submission, stored, session.agent_id)
-        finally:
-            if not waits:
-                dispatcher.refused(submission)
-        return run.id
+            if is_draining:
+                await self._check_known(run.id)
+            stored = await self._store.enqueue_run(
+                run, max_open_runs=self.max_concurrent_runs + self.max_queued_runs
+            )
+        if stored.status == RunStatus.PENDING:
+            self._dispatcher.submitted(submission, stored, session.agent_id)
+        else:
+            self._dispatcher.answered(submission)
+        answer(reply, run.id)
 
-    async def _known_while_draining(self, run_id: str | None) -> None:
-        """A draining server answers only for runs that it has accepted before."""
-        refusal = Draining(
+    async def _check_known(self, run_id: str) -> None:
+        """A draining server answers only for runs that were accepted before."""
+        try:
+            await self._store.get_run(run_id, session_id=self.session_id)
+        except RunNotFound:
+            raise self._refusal_to_take() from None
+
+    def _refusal_to_take(self) -> Draining:
+        return Draining(
             f"session {self.session_id} is draining here", details={"session_id": self.session_id}
         )
-        if run_id is None:
-            raise refusal
-        try:
-            with store_errors():
-                await self._store.get_run(run_id, session_id=self.session_id)
-        except RunNotFound:
-            raise refusal from None
 
     async def await_run(self, run_id: str, *, timeout_ms: int | None = None) -> RunResult:
         """The result of a run, whenever and wherever it is executed.
@@ -241,7 +252,13 @@ class SessionServer(Actor):
         """
         options.integer("timeout_ms", timeout_ms, minimum=0, optional=True)
         self._check_running()
+        outcome = await self.call_deferred(self._await_run, run_id, timeout_ms)
+        if outcome.error is not None:
+            raise outcome.error
+        assert outcome.result is not None
+        return outcome.result
 
+    def _await_run(self, reply: asyncio.Future[RunOutcome], run_id: str, timeout_ms: int | None) -> None:
         def late() -> AwaitTimeout:
             return AwaitTimeout(
                 f"run {run_id} has not ended within {timeout_ms} ms",
@@ -249,13 +266,20 @@ class SessionServer(Actor):
             )
 
         if timeout_ms == 0:
-            outcome = await self._calls_here().answer(self._known_outcome(run_id, late), LOOK_GRACE_MS, late)
+            fail_after(self._clock, LOOK_GRACE_S, reply, late)
+            self._answers_here().find(reply, self._looked_at(reply, run_id, late))
         else:
-            outcome = await self._calls_here().answer(self._outcome_of(run_id), timeout_ms, late)
-        if outcome.error is not None:
-            raise outcome.error
-        assert outcome.result is not None
-        return outcome.result
+            if timeout_ms is not None:
+                fail_after(self._clock, timeout_ms / 1000, reply, late)
+            self._readers_here().awaits(run_id, reply)
+
+    async def _looked_at(
+        self, reply: asyncio.Future[RunOutcome], run_id: str, late: Callable[[], AwaitTimeout]
+    ) -> None:
+        outcome = await self._readers_here().stored_outcome(run_id)
+        if outcome is None:
+            raise late()
+        answer(reply, outcome)
 
     async def execute_run(
         self,
@@ -281,20 +305,23 @@ class SessionServer(Actor):
             StoreUnavailable: It is not in flight here, and the store has not answered in
                 `cancel_grace_ms` (at least a second): it may be cancelled or not.
         """
-        self._check_running()
-        began = self._clock.monotonic()
+        await self.call_deferred(self._cancel_run, run_id)
+
+    def _cancel_run(self, reply: asyncio.Future[None], run_id: str) -> None:
         execution = self._in_flight.get(run_id)
-        if execution is None:
-            # Once begun, it is seen through.
-            await self._calls_here().answer(
-                self._cancelled_elsewhere(run_id),
-                max(self._cancel_grace_ms, LOOK_GRACE_MS),
-                lambda: StoreUnavailable(f"the store does not say whether run {run_id} is cancelled"),
-                is_seen_through=True,
-            )
-            execution = self._in_flight.get(run_id)
         if execution is not None:
-            await self._cancelled_here(execution, "cancelled", began)
+            self._cancel_here(reply, execution, "cancelled")
+            return
+        answers = self._answers_here()
+        ended: asyncio.Future[RunExecution | None] = asyncio.get_running_loop().create_future()
+        fail_after(
+            self._clock,
+            max(self._cancel_grace_ms / 1000, LOOK_GRACE_S),
+            ended,
+            lambda: StoreUnavailable(f"the store does not say whether run {run_id} is cancelled"),
+        )
+        answers.find(ended, self._end_elsewhere(ended, run_id), is_seen_through=True)
+        answers.find(reply, self._cancelled_elsewhere(reply, ended))
 
     async def interrupt_run(self, run_id: str) -> None:
         """Like `cancel_run` (reason `interrupted`), for a run in flight here only.
@@ -302,16 +329,46 @@ class SessionServer(Actor):
         Raises:
             RunNotFound: No such run is in flight here.
         """
-        self._check_running()
+        await self.call_deferred(self._interrupt_run, run_id)
+
+    def _interrupt_run(self, reply: asyncio.Future[None], run_id: str) -> None:
         execution = self._in_flight.get(run_id)
         if execution is None:
             raise RunNotFound(f"run {run_id} is not in flight in this server", details={"run_id": run_id})
-        await self._cancelled_here(execution, "interrupted", self._clock.monotonic())
+        self._cancel_here(reply, execution, "interrupted")
 
-    async def _cancelled_here(self, execution: RunExecution, reason: str, began: float) -> None:
+    def _cancel_here(self, reply: asyncio.Future[None], execution: RunExecution, reason: str) -> None:
         execution.cancel(reason)
-        waited_s = self._clock.monotonic() - began
-        await self._calls_here().answer(self._dispatcher.ended([execution], waited_s=waited_s))
+        self._answers_here().find(reply, self._cancelled_here(reply, execution))
+
+    async def _cancelled_here(
+        self, reply: asyncio.Future[None], execution: RunExecution, *, waited_s: float = 0.0
+    ) -> None:
+        await self._dispatcher.ended([execution], waited_s=waited_s)
+        answer(reply, None)
+
+    async def _end_elsewhere(self, ended: asyncio.Future[RunExecution | None], run_id: str) -> None:
+        """Cancel a run that was not in flight here; answers with its execution if it has become so."""
+        with store_errors():
+            run = await self._store.get_run(run_id, session_id=self.session_id)
+            if run_id not in self._in_flight and not run.status.is_terminal:
+                run = await self.manager.end_as_cancelled(run_id, self.session_id, reason="cancelled")
+                self._dispatcher.ended_elsewhere(run)
+                self._readers_here().changed(run_id)
+        execution = self._in_flight.get(run_id)
+        if execution is not None:
+            execution.cancel("cancelled")
+        answer(ended, execution)
+
+    async def _cancelled_elsewhere(
+        self, reply: asyncio.Future[None], ended: asyncio.Future[RunExecution | None]
+    ) -> None:
+        began = self._clock.monotonic()
+        execution = await ended
+        if execution is None:
+            answer(reply, None)
+        else:
+            await self._cancelled_here(reply, execution, waited_s=self._clock.monotonic() - began)
 
     # -- subscriptions
 
@@ -382,12 +439,28 @@ class SessionServer(Actor):
         token = observer().drain_began(self.session_id)
         error: BaseException | None = None
         try:
-            await self._drained(timeout_ms, queued)
+            await self.call_deferred(self._drain_here, timeout_ms, queued)
         except BaseException as raised:
             error = raised
             raise
         finally:
             observer().drain_ended(token, error)
+
+    def _drain_here(self, reply: asyncio.Future[None], timeout_ms: int | None, queued: str) -> None:
+        self._draining = True
+        if queued == "leave":
+            self._dispatcher.claiming = False
+        self._dispatcher.drain(reply, queued)
+        if timeout_ms is not None:
+            fail_after(
+                self._clock,
+                timeout_ms / 1000,
+                reply,
+                lambda: DrainTimeout(
+                    f"session {self.session_id} has not drained within {timeout_ms} ms",
+                    details={"in_flight": list(self._in_flight), "timeout_ms": timeout_ms},
+                ),
+            )
 
     # -- lifecycle
 
@@ -419,7 +492,7 @@ class SessionServer(Actor):
             clock=self._clock,
             spawn=self.spawn,
             context=self._context,
-            on_change=self._tell_changed,
+            on_end=self._run_ended,
         )
         # Raises if the server has crashed meanwhile: so nothing is registered before.
         self._dispatcher.open(is_new=is_new)
@@ -432,9 +505,9 @@ class SessionServer(Actor):
         try:
             self._draining = True
             if self._stop_drain_ms:
-                try:
-                    await self._drained(self._stop_drain_ms, "run")
-                except DrainTimeout:
+                drained: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                self._dispatcher.drain(drained, "run")
+                if not await all_done(self._clock, self._stop_drain_ms / 1000, drained):
                     logger.info("session %s stops with runs in flight", self.session_id)
             cancelled = self._dispatcher.close()
             in_time = await self._dispatcher.end_runs(requeue=self._on_orphan == "requeue")
@@ -443,8 +516,8 @@ class SessionServer(Actor):
             if self._readers is not None:
                 await self._readers.finish(grace_s=until - self._clock.monotonic())
             self._release(None)
-            calls = [] if self._calls is None else self._calls.tasks
-            if not await all_done(self._clock, until - self._clock.monotonic(), *cancelled, *calls):
+            answers = [] if self._answers is None else self._answers.tasks
+            if not await all_done(self._clock, until - self._clock.monotonic(), *cancelled, *answers):
                 logger.warning(
                     "session %s leaves calls behind that its store does not answer", self.session_id
                 )
@@ -453,8 +526,6 @@ class SessionServer(Actor):
         finally:
             self._had_grace = True
             self._release(None)
-            if self._calls is not None:
-                self._calls.cut_off()
 
     def on_crash(self, reason: BaseException) -> None:
         """Runs in flight are abandoned, so orphans; whoever waits here gets `ActorStopped`."""
@@ -465,15 +536,13 @@ class SessionServer(Actor):
         if self._readers is not None:
             self._readers.fail()
         self._release(reason)
-        if self._calls is not None:
-            self._calls.cut_off()
 
     def task_grace_s(self) -> float:
         """Abandoned adapters have their grace, if they have not had it, and the store some time to let go."""
         return (0 if self._had_grace else self._cancel_grace_ms / 1000) + 2 * STORE_GRACE_S
 
     def _release(self, reason: BaseException | None) -> None:
-        """Nothing is served any more: whoever waits for something to happen here learns that. Idempotent."""
+        """Nothing is served any more. Idempotent."""
         if not self._serving:
             return
         self._serving = False
@@ -490,93 +559,34 @@ class SessionServer(Actor):
         if not self.is_running:
             raise self._gone()
 
-    def _calls_here(self) -> Calls:
-        if self._calls is None:
-            self._calls = Calls(self._clock, self._gone)
-        return self._calls
-
-    # -- runs, seen from here
-
     @property
     def _in_flight(self) -> dict[str, RunExecution]:
         return self._dispatcher.in_flight
 
-    async def _cancelled_elsewhere(self, run_id: str) -> None:
-        """Cancel a run that was not in flight here when this began."""
-        with store_errors():
-            run = await self._store.get_run(run_id, session_id=self.session_id)
-            if run_id in self._in_flight or run.status.is_terminal:
-                return
-            run = await self.manager.end_as_cancelled(run_id, self.session_id, reason="cancelled")
-        self._dispatcher.ended_elsewhere(run)
-
-    async def _outcome_of(self, run_id: str) -> RunOutcome:
-        """How a run ends: from its execution here, or from the store when the log says so."""
-        while True:
-            execution = self._in_flight.get(run_id)
-            if execution is not None:
-                outcome = await asyncio.shield(execution.outcome)
-                if outcome.is_final:
-                    await self._readers_here().handed_out(outcome.last_sequence_number)
-                    return outcome
-            if not self._serving:
-                raise self._gone()
-            # Ask for the change before looking, so that none falls between.
-            with self._readers_here().change_of(run_id) as change:
-                await self._readers_here().started()
-                stored = await self._stored_outcome(run_id)
-                if stored is not None:
-                    return stored
-                if run_id not in self._in_flight:
-                    await change
-
-    async def _known_outcome(self, run_id: str, late: Callable[[], AsmError]) -> RunOutcome:
-        outcome = await self._stored_outcome(run_id)
-        if outcome is None:
-            raise late()
-        return outcome
-
-    async def _stored_outcome(self, run_id: str) -> RunOutcome | None:
-        """How it has ended, if it has and nothing of it is under way here."""
-        with store_errors():
-            run = await self._store.get_run(run_id, session_id=self.session_id)
-            if not run.status.is_terminal or run_id in self._in_flight:
-                return None
-            last = await last_number_of(self._store, run)
-        await self._readers_here().handed_out(last)
-        return outcome_of(run, last)
-
-    async def _drained(self, timeout_ms: int | None, queued: str) -> None:
-        self._draining = True
-        if queued == "leave":
-            self._dispatcher.claiming = False
-        await self._calls_here().answer(
-            self._settled_down(queued),
-            timeout_ms,
-            lambda: DrainTimeout(
-                f"session {self.session_id} has not drained within {timeout_ms} ms",
-                details={"in_flight": list(self._in_flight), "timeout_ms": timeout_ms},
-            ),
-        )
-
-    async def _settled_down(self, queued: str) -> None:
-        if not await self._dispatcher.drained(queued):
-            raise self._gone()
-
-    # -- readers
+    def _answers_here(self) -> Answers:
+        if self._answers is None:
+            self._answers = Answers()
+        return self._answers
 
     def _readers_here(self) -> Readers:
         if self._readers is None:
             self._readers = Readers(
-                self._store, self.session_id, clock=self._clock, spawn=self.spawn, gone=self._gone
+                self._store,
+                self.session_id,
+                clock=self._clock,
+                in_flight=self._in_flight,
+                waits=self._dispatcher.queue.has_accepted,
+                answers=self._answers_here(),
+                spawn=self.spawn,
+                gone=self._gone,
             )
             if not self._serving:
                 self._readers.end()
         return self._readers
 
-    def _tell_changed(self, run_id: str) -> None:
+    def _run_ended(self, run_id: str, outcome: RunOutcome) -> None:
         if self._readers is not None:
-            self._readers.tell_changed(run_id)
+            self._readers.ended(run_id, outcome)
 
 
 async def session_to_serve(

@@ -9,13 +9,14 @@ from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
-from asm_runtime.actor import Spawn
+from asm_runtime.actor import Spawn, answer
 from asm_runtime.clock import Clock, Timer, all_done
 from asm_runtime.errors import ActorStopped, AsmError, StoreError
 from asm_runtime.manager import SessionManager
 from asm_runtime.observer import observer
 from asm_runtime.ports import EventCallback, SessionStore
 from asm_runtime.records import Run, RunStatus
+from asm_runtime.runtime.endings import RunOutcome
 from asm_runtime.runtime.execution import RunExecution
 from asm_runtime.runtime.foreign import answered
 from asm_runtime.runtime.orphans import Orphans
@@ -59,7 +60,7 @@ class Dispatcher:
         clock: The source of time.
         spawn: Gives work a task of the server.
         context: What a task that is not spawned runs in.
-        on_change: Told the id of a run of which something has happened here.
+        on_end: Told how each attempt has ended that was executed here, when its slot is free.
 
     Attributes:
         queue: The session's queue, as last seen.
@@ -74,6 +75,7 @@ class Dispatcher:
         "_claims",
         "_clock",
         "_context",
+        "_drains",
         "_dry",
         "_is_new",
         "_is_open",
@@ -84,7 +86,7 @@ class Dispatcher:
         "_max_attempts",
         "_more",
         "_news",
-        "_on_change",
+        "_on_end",
         "_orphan_timer",
         "_orphans",
         "_recount_at",
@@ -97,7 +99,6 @@ class Dispatcher:
         "_slots",
         "_spawn",
         "_store",
-        "_waiting",
         "_watch",
         "_watch_retry",
         "claiming",
@@ -118,7 +119,7 @@ class Dispatcher:
         clock: Clock,
         spawn: Spawn,
         context: contextvars.Context,
-        on_change: Callable[[str], None],
+        on_end: Callable[[str, RunOutcome], None],
     ) -> None:
         self._manager = manager
         self._store: SessionStore = manager.store
@@ -131,7 +132,7 @@ class Dispatcher:
         self._clock = clock
         self._spawn = spawn
         self._context = context
-        self._on_change = on_change
+        self._on_end = on_end
         self.queue = RunQueue()
         self.in_flight: dict[str, RunExecution] = {}
         self.claiming = True
@@ -155,7 +156,7 @@ class Dispatcher:
         self._watch: asyncio.Task[int] | None = None
         self._watch_retry: Timer | None = None
         self._revision: int | None = None
-        self._waiting: set[asyncio.Future[None]] | None = None
+        self._drains: dict[asyncio.Future[None], str] | None = None
 
     # -- begin and end
 
@@ -191,10 +192,9 @@ class Dispatcher:
         return tasks
 
     def forget(self) -> None:
-        """Tell the traces of what is queued here that nobody here follows it any more; release who waits."""
+        """Tell the traces of what is queued here that nobody here follows it any more."""
         observer().queue_depth_changed(self._session_id, -len(self.queue))
         self._abandon(self.queue.clear())
-        self._tell_waiting()
 
     async def end_runs(self, *, requeue: bool) -> bool:
         """Cancel the runs in flight, or queue them again; whether all that is written in time."""
@@ -223,24 +223,19 @@ class Dispatcher:
         await all_done(self._clock, STORE_GRACE_S, *late)
         return all(execution.outcome.done() for execution in executions)
 
-    async def drained(self, queued: str) -> bool:
-        """Wait until nothing is in flight here and, if `queued` is "run", nothing of its own is queued.
+    def drain(self, reply: asyncio.Future[None], queued: str) -> None:
+        """Answer when nothing is in flight here and, if `queued` is "run", nothing of its own is queued."""
+        if self._drains is None:
+            self._drains = {}
+        self._drains[reply] = queued
+        reply.add_done_callback(self._drains.pop)
+        self._answer_drains()
 
-        Returns:
-            Whether it came to that; False: the server has ended before.
-        """
-        while self._claims or self.in_flight or (queued == "run" and self.queue.has_own):
-            waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            if self._waiting is None:
-                self._waiting = set()
-            self._waiting.add(waiting)
-            try:
-                await waiting
-            finally:
-                self._waiting.discard(waiting)
-            if not self._is_open:
-                return False
-        return True
+    def _answer_drains(self) -> None:
+        if self._drains and self._is_open and not (self._claims or self.in_flight):
+            for reply, queued in self._drains.items():
+                if queued == "leave" or not self.queue.has_own:
+                    answer(reply, None)
 
     # -- news
 
@@ -325,8 +320,8 @@ class Dispatcher:
         if self._claims is not None:
             self._claims.discard(claim)
             self._claims = self._claims or None
-        self._tell_waiting()
         self._fill()
+        self._answer_drains()
 
     def _claim_again(self) -> None:
         self._claim_retry = None
@@ -349,9 +344,10 @@ class Dispatcher:
         observer().in_flight_changed(self._session_id, 1)
         execution.outcome.add_done_callback(partial(self._ended, execution, submission))
         execution.start(self._spawn)
-        self._on_change(run.id)
 
-    def _ended(self, execution: RunExecution, submission: Submission | None, outcome: Any) -> None:
+    def _ended(
+        self, execution: RunExecution, submission: Submission | None, outcome: asyncio.Future[RunOutcome]
+    ) -> None:
         run_id = execution.claimed.id
         # A later attempt of the run may have its place: this one was taken away, and stopped slowly.
         if self.in_flight.get(run_id) is execution:
@@ -359,9 +355,9 @@ class Dispatcher:
             if submission is not None and self._is_open and not outcome.result().is_final:
                 self.queue.returned(run_id, submission)
         observer().in_flight_changed(self._session_id, -1)
-        self._on_change(run_id)
-        self._tell_waiting()
+        self._on_end(run_id, outcome.result())
         self.look()
+        self._answer_drains()
 
     # -- what else there is to look after
 
@@ -487,7 +483,7 @@ class Dispatcher:
         gone = self.queue.counted(() if self._orphans is None else self._orphans.run_ids())
         observer().queue_depth_changed(self._session_id, len(self.queue) - before)
         self._abandon(gone)
-        self._tell_waiting()
+        self._answer_drains()
 
     def _recount_due(self) -> None:
         self._recount_timer = None
@@ -498,27 +494,25 @@ class Dispatcher:
     def submitted(self, submission: Submission, run: Run, agent_id: str) -> None:
         """The store has accepted a run that was submitted here, and it is pending. Plain."""
         if not self._is_open:  # it is for the next server
-            self.refused(submission)
             return
         before = len(self.queue)
         if self.queue.accepted(submission):
             observer().queue_depth_changed(self._session_id, len(self.queue) - before)
             submission.trace = observer().run(run, agent_id)
             submission.trace.queued(len(self.queue) - 1)
-        self._tell_waiting()
         self.look()
 
-    def refused(self, submission: Submission) -> None:
-        """It has not, or has it as started or ended, or nobody knows. Plain."""
+    def answered(self, submission: Submission) -> None:
+        """The store was asked; unless the run is pending since then, nothing waits for it here. Plain."""
         self.queue.refused(submission)
-        self._tell_waiting()
+        self._answer_drains()
 
     def ended_elsewhere(self, run: Run) -> None:
         """A queued run was ended by this server without being executed. Plain."""
         submission = self._left(run)
         if submission is not None and submission.trace is not None:
             submission.trace.ended(run)
-        self._tell_waiting()
+        self._answer_drains()
 
     def _left(self, run: Run) -> Submission | None:
         waited, submission = self.queue.left(run)
@@ -530,8 +524,3 @@ class Dispatcher:
         for submission in submissions:
             if submission.trace is not None:
                 submission.trace.abandoned()
-
-    def _tell_waiting(self) -> None:
-        for waiting in self._waiting or ():
-            if not waiting.done():
-                waiting.set_result(None)

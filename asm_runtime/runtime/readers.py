@@ -8,20 +8,28 @@ from __future__ import annotations
 import asyncio
 import logging
 import weakref
-from collections.abc import Callable, Collection, Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Container
+from functools import partial
 
-from asm_runtime.actor import Spawn
+from asm_runtime.actor import Spawn, answer
 from asm_runtime.clock import Clock, Timer, all_done
 from asm_runtime.errors import ActorStopped, AsmError
 from asm_runtime.ports import SessionStore
 from asm_runtime.records import Event, EventType
-from asm_runtime.runtime.foreign import answered
+from asm_runtime.runtime.answers import Answers
+from asm_runtime.runtime.endings import RunOutcome, last_number_of, outcome_of
+from asm_runtime.runtime.foreign import answered, store_errors
 from asm_runtime.runtime.subscription import Feed, Subscription
 
 __all__ = ["Readers"]
 
 logger = logging.getLogger(__name__)
+
+LOOK_DELAY_S = 0.05
+"""How long a run that waits here is given to start, before it is looked for in the store and the log.
+
+Most are claimed at once. Then nothing is read for who awaits them, and the feed need not run.
+"""
 
 FEED_LINGER_S = 1.0
 """How long the feed goes on with nobody to read it: awaiting run after run needs no new one."""
@@ -34,22 +42,28 @@ class Readers:
         store: Where the log is.
         session_id: Whose log.
         clock: The source of time.
+        in_flight: The ids of the runs that execute here.
+        waits: Whether a run waits that was submitted here.
+        answers: Where the work for those who await a run is done.
         spawn: Gives work a task of the server.
         gone: Makes the error for whoever asks a server that has ended.
     """
 
     __slots__ = (
-        "_changes",
+        "_answers",
+        "_awaited",
         "_clock",
         "_ended",
         "_feed",
         "_feed_task",
         "_gone",
+        "_in_flight",
         "_rest",
         "_session_id",
         "_spawn",
         "_store",
         "_subscriptions",
+        "_waits",
     )
 
     def __init__(
@@ -58,16 +72,23 @@ class Readers:
         session_id: str,
         *,
         clock: Clock,
+        in_flight: Container[str],
+        waits: Callable[[str], bool],
+        answers: Answers,
         spawn: Spawn,
         gone: Callable[[], ActorStopped],
     ) -> None:
         self._store = store
         self._session_id = session_id
         self._clock = clock
+        self._in_flight = in_flight
+        self._waits = waits
+        self._answers = answers
         self._spawn = spawn
         self._gone = gone
         self._subscriptions: weakref.WeakSet[Subscription] = weakref.WeakSet()
-        self._changes: dict[str, set[asyncio.Future[None]]] = {}
+        # By run: who waits for its end.
+        self._awaited: dict[str, set[asyncio.Future[RunOutcome]]] = {}
         self._feed: Feed | None = None
         self._feed_task: asyncio.Task[None] | None = None
         self._rest: Timer | None = None
@@ -106,40 +127,75 @@ class Readers:
         self._subscriptions.add(subscription)
         return subscription
 
-    async def handed_out(self, number: int) -> None:
-        """Return when live subscriptions have been given the event of that number."""
-        if self._feed is not None and self._subscriptions:
-            await self._feed.reached(number)
+    # -- those who await a run
 
-    # -- changes of runs
+    def awaits(self, run_id: str, reply: asyncio.Future[RunOutcome]) -> None:
+        """Answer when that run has ended, wherever, and its events are handed out."""
+        self._awaited.setdefault(run_id, set()).add(reply)
+        reply.add_done_callback(partial(self._awaits_no_more, run_id))
+        if self._waits(run_id):
+            timer = self._clock.call_later(LOOK_DELAY_S, self._look, run_id, reply)
+            reply.add_done_callback(lambda _: timer.cancel())
+        else:
+            self._look(run_id, reply)
 
-    async def started(self) -> None:
-        """Return when every later change of a run is told to who asked for it.
+    def changed(self, run_id: str) -> None:
+        """That run may have ended, here or elsewhere."""
+        for reply in tuple(self._awaited.get(run_id, ())):
+            self._look(run_id, reply)
 
-        Raises:
-            ActorStopped: The server has ended.
-        """
+    def ended(self, run_id: str, outcome: RunOutcome) -> None:
+        """An attempt of that run has ended here."""
+        if run_id in self._in_flight:
+            return  # a later one goes on
+        if not outcome.is_final:
+            self.changed(run_id)
+        elif run_id in self._awaited:
+            handed_out = self._handed_out(outcome.last_sequence_number)
+            if handed_out is None:
+                self._tell(run_id, outcome)
+            else:
+                handed_out.add_done_callback(lambda _: self._tell(run_id, outcome))
+
+    async def stored_outcome(self, run_id: str) -> RunOutcome | None:
+        """How it has ended, if it has and nothing of it is under way here; its events are handed out then."""
+        with store_errors():
+            run = await self._store.get_run(run_id, session_id=self._session_id)
+            if not run.status.is_terminal or run_id in self._in_flight:
+                return None
+            last = await last_number_of(self._store, run)
+        handed_out = self._handed_out(last)
+        if handed_out is not None:
+            await handed_out
+        return outcome_of(run, last)
+
+    def _look(self, run_id: str, reply: asyncio.Future[RunOutcome]) -> None:
+        """Answer from the store, unless the run is in flight here: then its end is told."""
+        if run_id not in self._in_flight:
+            self._answers.find(reply, self._looked(run_id))
+
+    async def _looked(self, run_id: str) -> None:
+        # Every later change is told: none falls between the look and that.
         await self._running_feed().started()
+        outcome = await self.stored_outcome(run_id)
+        if outcome is not None:
+            self._tell(run_id, outcome)
 
-    @contextmanager
-    def change_of(self, run_id: str) -> Generator[asyncio.Future[None], None, None]:
-        """A future that is resolved when something has happened to that run."""
-        change: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        waiting = self._changes.setdefault(run_id, set())
-        waiting.add(change)
-        try:
-            yield change
-        finally:
-            waiting.discard(change)
+    def _handed_out(self, number: int) -> asyncio.Future[None] | None:
+        """Done when live subscriptions have been given the event of that number; None: they have."""
+        return self._feed.reached(number) if self._feed is not None and self._subscriptions else None
+
+    def _tell(self, run_id: str, outcome: RunOutcome) -> None:
+        for reply in self._awaited.pop(run_id, ()):
+            answer(reply, outcome)
+
+    def _awaits_no_more(self, run_id: str, reply: asyncio.Future[RunOutcome]) -> None:
+        waiting = self._awaited.get(run_id)
+        if waiting is not None:
+            waiting.discard(reply)
             if not waiting:
-                del self._changes[run_id]
-            self._rest_feed()
-
-    def tell_changed(self, run_id: str) -> None:
-        """Something has happened to that run."""
-        for change in self._changes.get(run_id, ()):
-            if not change.done():
-                change.set_result(None)
+                del self._awaited[run_id]
+        self._rest_feed()
 
     # -- the end
 
@@ -166,13 +222,12 @@ class Readers:
             subscription.fail(self._gone())
 
     def end(self) -> None:
-        """Release whoever waits; there is no feed any more."""
+        """There is no feed any more."""
         self._ended = True
         if self._rest is not None:
             self._rest.cancel()
         if self._feed is not None:
             self._feed.end()
-        self._tell_all()
 
     async def _last_number(self) -> int | None:
         try:
@@ -180,10 +235,6 @@ class Readers:
         except AsmError as error:
             logger.warning("session %s ends its subscriptions early: %r", self._session_id, error)
             return None
-
-    def _tell_all(self) -> None:
-        for run_id in tuple(self._changes):
-            self.tell_changed(run_id)
 
     # -- the feed
 
@@ -213,18 +264,20 @@ class Readers:
                 subscription.finish(feed.position)
         finally:
             feed.end()
-            self._tell_all()
+            if not self._ended:
+                for run_id in tuple(self._awaited):  # nothing is told of them any more: they are looked up
+                    self.changed(run_id)
 
     def _terminal_seen(self, event: Event) -> None:
         if event.run_id is not None:
-            self.tell_changed(event.run_id)
+            self.changed(event.run_id)
 
     def _subscription_ended(self, subscription: Subscription) -> None:
         self._subscriptions.discard(subscription)
         self._rest_feed()
 
     def _is_idle(self) -> bool:
-        return not self._subscriptions and not self._changes
+        return not self._subscriptions and not self._awaited
 
     def _rest_feed(self) -> None:
         """Let the feed end after a while, if nobody needs it then."""

@@ -66,6 +66,11 @@ class RunQueue:
         """Whether a run submitted here waits, or is being accepted."""
         return bool(self._submissions)
 
+    def has_accepted(self, run_id: str) -> bool:
+        """Whether that run waits, and was submitted here."""
+        submissions = self._submissions_of(run_id)
+        return bool(submissions) and submissions[0].run is None and run_id in self._pending
+
     # -- submissions
 
     def submitting(self, run: Run, callbacks: Sequence[EventCallback]) -> Submission:

@@ -103,16 +103,14 @@ class Feed:
         """Return when `position` is known, or the feed has ended before it was."""
         await asyncio.shield(self._started)
 
-    async def reached(self, number: int) -> None:
-        """Return when the event of that number has been handed out, or the feed has ended."""
+    def reached(self, number: int) -> asyncio.Future[None] | None:
+        """Done when the event of that number has been handed out, or the feed has ended; None: it has."""
         if self.position >= number or self.has_ended:
-            return
+            return None
         reached: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting[reached] = number
-        try:
-            await reached
-        finally:
-            self._waiting.pop(reached, None)
+        reached.add_done_callback(self._waiting.pop)
+        return reached
 
     def attach(self, subscription: Subscription) -> None:
         """Hand everything later than `position` to that subscription too."""

@@ -314,8 +314,7 @@ async def test_submissions_that_are_cancelled_or_refused_leave_nothing(store: Se
         )
         assert all(isinstance(error, Exception) for error in refused)
         assert not server._dispatcher.queue._submissions
-        assert server._calls is not None
-        assert server._calls.tasks == []
+        assert server._answers_here().tasks == []
         gate.open()
         await server.drain()
 
@@ -336,8 +335,7 @@ async def test_waiting_that_is_given_up_leaves_nothing(store: SessionStore) -> N
         for task in waiting:
             task.cancel()
         await asyncio.wait(waiting)
-        assert server._calls is not None
-        await until(lambda: not server._calls.tasks)  # type: ignore[union-attr]
-        assert not server._dispatcher._waiting
-        assert not server._readers_here()._changes
+        await until(lambda: not server._answers_here().tasks)
+        assert not server._dispatcher._drains
+        assert not server._readers_here()._awaited
         gate.open()

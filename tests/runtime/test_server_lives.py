@@ -283,7 +283,7 @@ class Life:
         if not self.is_threaded:
             took_ms = (self.clock.monotonic() - began) * 1000
             assert took_ms <= STOP_BOUND_MS, f"a stop took {took_ms} ms"
-        assert server._calls is None or not server._calls._under_way or server._calls._is_cut_off
+        assert server._answers is None or not server._answers.tasks
 
     async def crash(self) -> None:
         index = self.random.randrange(2)

@@ -27,6 +27,7 @@ from asm_runtime.errors import (
 )
 from asm_runtime.ports import SessionStore
 from asm_runtime.testing import JumpingClock
+from tests.runtime.faulty import FaultyStore
 from tests.runtime.support import open_server, terminal_events, types_of, until, until_stored
 
 
@@ -577,7 +578,7 @@ async def test_the_last_of_many_runs_is_as_good_as_the_first(store: SessionStore
         assert server.status().queued_count == 0
         assert server.status().in_flight_count == 0
         assert not server._dispatcher.queue._submissions
-        assert not server._readers_here()._changes
+        assert not server._readers_here()._awaited
 
 
 async def test_a_callback_may_wait_for_its_own_run(store: SessionStore) -> None:
@@ -592,3 +593,35 @@ async def test_a_callback_may_wait_for_its_own_run(store: SessionStore) -> None:
         result = await server.await_run(run_id)
         await until(lambda: answers)
         assert answers == [result]
+
+
+async def test_awaiting_a_run_that_starts_at_once_reads_nothing(store: SessionStore) -> None:
+    faulty: Any = FaultyStore(store)
+    clock, gate = JumpingClock(), Gate()
+    async with await open_server(faulty, ScriptedAdapter([gate]), clock=clock) as server:
+        waiting = [asyncio.create_task(server.execute_run({}))]
+        (run_id,) = await gate.reached()
+        waiting += [asyncio.create_task(server.await_run(run_id)) for _ in range(3)]
+        await until(lambda: len(server._readers_here()._awaited.get(run_id, ())) == 4)
+        gate.open()
+        assert {result.run_id for result in await asyncio.gather(*waiting)} == {run_id}
+        assert (
+            faulty.calls["get_run"] == faulty.calls["get_events"] == faulty.calls["get_latest_sequence"] == 0
+        )
+
+
+@pytest.mark.parametrize("by", ["server", "manager"])
+async def test_those_who_await_a_queued_run_learn_that_it_was_cancelled(store: SessionStore, by: str) -> None:
+    gate = Gate()
+    async with await open_server(store, ScriptedAdapter([gate])) as server:
+        await server.submit_run({})
+        queued = await server.submit_run({})
+        waiting = [asyncio.create_task(server.await_run(queued)) for _ in range(3)]
+        await until(lambda: len(server._readers_here()._awaited.get(queued, ())) == 3)
+        if by == "server":
+            await server.cancel_run(queued)
+        else:
+            await server.manager.cancel_run(queued)
+        ends = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [type(end) for end in ends] == [RunCancelled] * 3
+        gate.open()

@@ -519,14 +519,13 @@ async def test_waiting_for_the_feed_leaves_nothing_behind(store: SessionStore) -
         subscription = server.subscribe(after=2)
         reading = asyncio.create_task(anext(subscription))
         await until(lambda: not subscription._behind)
-        readers = server._readers_here()
-        feed = readers._running_feed()
-        waiting = [asyncio.create_task(readers.handed_out(3)) for _ in range(10)]
-        await until(lambda: len(feed._waiting) == 10)
-        for task in waiting[1:]:
-            task.cancel()
-        await asyncio.wait(waiting[1:])
-        assert len(feed._waiting) == 1
+        feed = server._readers_here()._running_feed()
+        waiting = [feed.reached(3) for _ in range(10)]
+        assert waiting[0] is not None
+        for reached in waiting[1:]:
+            assert reached is not None
+            reached.cancel()
+        await until(lambda: len(feed._waiting) == 1)
         await append(store, server.session_id, 1)
         await waiting[0]
         await reading

@@ -1,4 +1,4 @@
-"""What a run of the shell adapter asks for, read from its input and checked."""
+"""What a run of the shell adapter is to do, read from its input and checked."""
 
 from __future__ import annotations
 

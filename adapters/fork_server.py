@@ -32,7 +32,7 @@ _PATIENCE_S = 5.0
 """How long it may take to come round to one. It starts about a thousand a second."""
 
 _IDLE = 16
-"""How many shims are kept for the next command. One has 1.1 MB of its own; to fork one anew takes as
+"""How many shims are kept for the next command. One has 1.1 MB of its own; to fork a new one takes as
 long as a short command."""
 
 _lock = threading.RLock()
@@ -44,7 +44,7 @@ _user: tuple[int, int, list[int]] | None = None
 
 
 async def connect(files: Sequence[int]) -> socket.socket:
-    """A connection to a shim, which has these files and awaits a request. Whoever closes it ends the
+    """A connection to a shim, which has these files and awaits a request. Closing it ends the
     command.
 
     The first call starts the fork server, which takes about 2 ms.
@@ -186,7 +186,7 @@ def _close_everything() -> None:
 
 
 def _forget_everything() -> None:
-    """In a forked child: its copy of a connection would keep a command alive behind the parent's death."""
+    """In a forked child: its copy of a connection would keep a command alive after the parent's death."""
     global _server
     for connection in tuple(_connections):
         connection.close()

@@ -1,6 +1,6 @@
-"""What a process writes, made bearable: lines of text, the first so many bytes, the last so many lines.
+"""The output of a process, bounded: pieces of whole lines, the beginning, the end.
 
-Bytes become text as UTF-8; what is none is replaced (U+FFFD), so every text can be stored.
+Bytes become text as UTF-8; invalid bytes are replaced (U+FFFD), so every text can be stored.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ __all__ = ["Head", "Lines", "Tail"]
 
 
 class Lines:
-    """Cuts a stream of chunks into pieces of whole lines, which joined are the stream again.
+    """Cuts a stream of chunks into pieces of whole lines. Joined they are the stream again.
 
-    A piece has at most `max_bytes`. Only a line that is longer is cut, and no character is.
+    A piece has `max_bytes` at the most. Only a line that is longer is cut, and never inside a character.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -22,7 +22,7 @@ class Lines:
 
     @property
     def has_lines(self) -> bool:
-        """Whether a line waits that has its end."""
+        """Whether a complete line waits."""
         return b"\n" in self._waiting
 
     def feed(self, chunk: bytes) -> list[str]:
@@ -40,7 +40,7 @@ class Lines:
         return pieces
 
     def take(self) -> str:
-        """The lines that wait, without one that has not ended."""
+        """The complete lines that wait."""
         end = self._waiting.rfind(b"\n") + 1
         lines, self._waiting = self._waiting[:end], self._waiting[end:]
         return _text(lines)
@@ -56,7 +56,7 @@ class Lines:
 
 
 class Head:
-    """Keeps the first so many bytes of a stream.
+    """Keeps the first bytes of a stream, up to a limit.
 
     Attributes:
         seen: How many bytes went by.
@@ -85,7 +85,7 @@ class Head:
 
 
 class Tail:
-    """Keeps the end of a stream: at most so many bytes and so many lines, each at least 1."""
+    """Keeps the end of a stream: a maximum of bytes and of lines, each at least 1."""
 
     def __init__(self, max_bytes: int, max_lines: int) -> None:
         self._max_bytes = max_bytes

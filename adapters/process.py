@@ -74,34 +74,36 @@ class ProcessGroup:
         process.returncode
 
     The process leads a session of its own, with no signal ignored or blocked. However the block is left,
-    nobody of that session is left behind it, whatever groups its members made, nor any file descriptor.
-    Left early, by an exception or a cancellation, everybody is first asked to go: SIGINT, then SIGTERM,
-    then SIGKILL. A second cancellation goes straight to SIGKILL. If this program dies, it is SIGKILL.
+    no process of that session is left, in whatever process group, and no file descriptor. When it is
+    left early, by an exception or a cancellation, the processes are asked to end first: SIGINT, then
+    SIGTERM, then SIGKILL. A second cancellation goes straight to SIGKILL. If this program
+    dies, they are killed.
 
-    Whom the process left in the background when it exited is killed with SIGKILL: at once if he does not
-    hold the output, else `drain_grace_ms` later. A process that has gone into a session of its own
-    (`setsid`, daemons) outlives one that exited by itself. Of one that is ended, it does not, on Linux.
+    Processes that are left in the background when it exits are killed with SIGKILL: at once if they do
+    not hold the output open, else `drain_grace_ms` later. A process in a session of its own (`setsid`,
+    daemons) lives on after one that exited by itself. After one that is stopped it does not, on Linux.
 
     Args:
         argv: The program and its arguments; a name without a slash is looked up in `env["PATH"]`.
         cwd: Its working directory, an absolute path.
         env: Its whole environment.
-        executable: What is executed, if not `argv[0]`.
-        identity: Device and inode that it must have when it is executed.
-        stdin: What it finds on its standard input.
+        executable: The file to execute, if not `argv[0]`.
+        identity: The device and inode that this file must have when it is executed.
+        stdin: The content of its standard input.
         interrupt_grace_ms: From SIGINT to SIGTERM.
         terminate_grace_ms: From SIGTERM to SIGKILL.
         drain_grace_ms: How long output is read once the process has exited and others hold the pipes.
-        name: What it is called on this machine while anybody of it lives, in whatever program's hands.
-        waits: Until nobody of another process of that name lives, a few seconds at most. Only on Linux.
-        clock: Where the graces come from.
+        name: A name of its own on this machine, while any process of it lives.
+        waits: Wait until every process of another one with that name is gone, a few seconds at most.
+            Only on Linux.
+        clock: The source of time.
 
     Attributes:
         pid: Its id, which is that of its group and session.
         started: When it was started, in clock ticks since the boot; 0 where that is not known. With the
             pid and the boot it is unique.
-        returncode: Behind the block: the exit code, or minus the signal that ended it; None if nobody
-            knows, because somebody killed the helper that would.
+        returncode: After the block: the exit code, or minus the signal that ended it; None if it is not
+            known, because the helper was killed.
     """
 
     def __init__(
@@ -228,7 +230,7 @@ class ProcessGroup:
                 timer.cancel()
 
     def stop(self) -> bool:
-        """Ask everybody to go: SIGINT now, SIGTERM and SIGKILL to who stays. Plain, idempotent.
+        """Ask all its processes to end: SIGINT now, later SIGTERM, then SIGKILL. Plain, idempotent.
 
         Returns:
             Whether the process was still there.
@@ -243,7 +245,7 @@ class ProcessGroup:
         return True
 
     def kill(self) -> None:
-        """Kill everybody with SIGKILL. Plain, idempotent."""
+        """Kill all its processes with SIGKILL. Plain, idempotent."""
         self._stopping = True
         self._order(shim.KILL)
 
@@ -307,7 +309,7 @@ class ProcessGroup:
                 self._on_exit()
                 if kind == shim.GONE:
                     if second > 0:
-                        logger.warning("processes of %s do not die of SIGKILL and are left behind", self.pid)
+                        logger.warning("processes of %s survived SIGKILL and are left running", self.pid)
                     self._on_gone(free=not second)
         if not piece and not self._gone.done():
             self._lost = True
@@ -423,7 +425,7 @@ class ProcessGroup:
 
     def _give_up(self) -> None:
         if not self._gone.done():
-            logger.warning("the helper of process %s does not answer, and is left behind", self.pid)
+            logger.warning("the helper of process %s does not answer and is left running", self.pid)
             self._on_gone(free=False)
 
     def _bury_at_once(self) -> None:
@@ -488,7 +490,7 @@ _START_ERRORS: dict[int, tuple[type[AsmError], str]] = {
     errno.ENOTDIR: (ProviderError, "command not found: {program}"),
     errno.EACCES: (ProviderError, "{program} is not executable"),
     errno.EPERM: (ProviderError, "{program} is not executable"),
-    errno.ENOEXEC: (ProviderError, "{program} is no program that the system can execute"),
+    errno.ENOEXEC: (ProviderError, "{program} is not a program that the system can execute"),
     errno.ESTALE: (PolicyViolation, "{program} is another file than the one that was checked"),
     errno.E2BIG: (ValidationError, "the arguments or the environment are longer than the system allows"),
     errno.EAGAIN: (ProviderUnavailable, "the system starts no more processes: {reason}"),

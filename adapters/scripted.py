@@ -94,10 +94,10 @@ def say(content: str, *, role: str = "assistant") -> Step:
 
 
 def tokens(what: int | str | Iterable[str], *, gap_ms: float = 0) -> Step:
-    """A step that streams tokens: so many numbered ones, the words of a text, or those given.
+    """A step that streams tokens: a number of made-up ones, the words of a text, or those given.
 
     Args:
-        what: How many, or a text, or the tokens.
+        what: A number, or a text, or the tokens themselves.
         gap_ms: How long to wait before each, in milliseconds of the adapter's clock; 0: not at all.
     """
     if isinstance(what, int):
@@ -142,7 +142,7 @@ class Gate:
     """A step at which runs wait until the test opens it.
 
     Args:
-        stubborn: Whoever stands at the gate ignores cancellation: a provider that hangs. The test
+        stubborn: A run that waits here ignores cancellation, like a provider that hangs. The test
             must open the gate at its end, or the event loop cannot close.
     """
 
@@ -160,10 +160,10 @@ class Gate:
         return list(self._waiting.values())
 
     async def reached(self, count: int = 1, *, run_id: str | None = None) -> list[str]:
-        """Wait until so many runs have arrived, those that have passed included.
+        """Wait until `count` runs have arrived, those that have passed included.
 
         Args:
-            count: How many.
+            count: The number of runs.
             run_id: Count only the arrivals (one for each attempt) of this run.
 
         Returns:
@@ -176,7 +176,7 @@ class Gate:
             await self._changed.wait()
 
     def open(self, run_id: str | None = None) -> None:
-        """Let everybody through, or only this run; from now on."""
+        """Let all runs through, or only this one; from now on."""
         if run_id is None:
             self._open = True
         else:
@@ -186,7 +186,7 @@ class Gate:
                 passage.set_result(None)
 
     def close(self) -> None:
-        """Hold whoever comes from now on."""
+        """Hold the runs that arrive from now on."""
         self._open = False
         self._open_for.clear()
 
@@ -214,7 +214,7 @@ class Gate:
 class ScriptedAdapter:
     """A provider for tests: every run plays a script.
 
-    Which one, in this order: the one in `run.input["script"]`; the next of `scripts`; `script`. With
+    Which script, in this order: the one in `run.input["script"]`; the next of `scripts`; `script`. With
     none of them a run echoes its prompt: `message_streamed` word by word, `message_received`, and
     the output `{"content": prompt}`.
 

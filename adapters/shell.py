@@ -63,7 +63,7 @@ class ShellAdapter:
     details have `exit_code`, `signal` and the end of stderr.
 
     The command leads a session of its own (see `ProcessGroup`), and when `execute` ends, however it
-    ends, nobody of that session is left; nor is when this process is killed.
+    ends, nobody of that session is left. If this process is killed, its commands are killed, too.
 
     Args:
         cwd: Where commands run; None: where this process is. A run's own `cwd` may be relative to it.
@@ -73,19 +73,19 @@ class ShellAdapter:
         timeout_ms: How long a command may take, in milliseconds, ≥ 1; None: no limit. Then it is
             stopped, and the run fails with `ProviderTimeout`.
         max_output_bytes: How much of stdout, and of stderr, is streamed and kept, ≥ 1. A command that
-            writes more goes on; the rest is dropped and `truncated` says so.
-        max_line_bytes: What one event holds at most, ≥ 4. A longer line comes in pieces.
+            writes more goes on; the rest is dropped and `truncated` is true.
+        max_line_bytes: Maximum size of one event's text, ≥ 4. A longer line comes in pieces.
         delta_flush_ms: Lines that come within this time of the last event of their stream are reported
             together, when it is over, ≥ 0.
-        stderr_tail_bytes: How much of the end of stderr the result or the error has, ≥ 1.
+        stderr_tail_bytes: How much of the end of stderr is in the result or the error, ≥ 1.
         stderr_tail_lines: Likewise, in lines, ≥ 1.
         allowed_commands: Names or paths of the only programs that may run; None: all.
         denied_commands: Names or paths of programs that may not run; None: none.
         success_exit_codes: Exit codes that complete a run.
         interrupt_grace_ms: From SIGINT to SIGTERM, when a command is stopped, ≥ 0.
         terminate_grace_ms: From SIGTERM to SIGKILL, ≥ 0.
-        drain_grace_ms: How long the output is read that others hold open when the command itself has
-            exited, ≥ 0.
+        drain_grace_ms: How long to go on reading output that other processes hold open after the
+            command has exited, ≥ 0.
         name: The adapter's name.
         clock: The source of time.
 
@@ -117,7 +117,7 @@ class ShellAdapter:
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         if os.name != "posix":
-            raise DependencyMissing("ShellAdapter stands on sessions of processes, which only POSIX has")
+            raise DependencyMissing("ShellAdapter needs sessions of processes, which only POSIX systems have")
         self.name = options.identifier("name", name)
         where = os.fspath(cwd) if isinstance(cwd, os.PathLike) else cwd
         self._cwd = text("cwd", "." if where is None else where)
@@ -287,7 +287,7 @@ class ShellAdapter:
         if returncode in self._success_exit_codes:
             return None
         if returncode is None:
-            return ProviderError("the command ended, but not its exit code is known", details=details)
+            return ProviderError("the command ended, but its exit code is not known", details=details)
         if returncode < 0:
             return ProviderError(f"the command was killed by {details['signal']}", details=details)
         return ProviderError(f"the command exited with code {returncode}", details=details)

@@ -5,11 +5,11 @@ A file that runs in processes of its own, and so imports nothing but a little of
 * One *fork server* for each program that runs commands. It is small and has one thread, so forking it
   is cheap and safe, which forking the program would not be.
 * One *shim* for each command that runs at a time, forked from it and kept for the next. It starts the
-  command, in a session of its own and with every signal as after a login, adopts whom the command
+  command, in a session of its own and with every signal as after a login, adopts the processes that it
   leaves behind, and ends them all when it is told to, or when the program at the other end of its
   connection is gone, of SIGKILL for instance.
 
-On Linux a shim is the reaper of its descendants (PR_SET_CHILD_SUBREAPER): nobody whom the command
+On Linux a shim is the reaper of its descendants (PR_SET_CHILD_SUBREAPER): no process that the command
 started gets away, in whatever group or session. Elsewhere it finds the members of the command's
 session. Processes that have changed their user, or hang in the kernel, it cannot end.
 
@@ -47,7 +47,7 @@ __all__ = [
 
 BEGIN = 255
 """What a shim is told, a byte: begin a command. With it come the command's standard input, output and
-error, behind it a `request`."""
+error, after it a `request`."""
 END = 0
 """End who is left of the command's session. A byte in between is a signal for everybody."""
 KILL = 9

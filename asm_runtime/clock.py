@@ -18,7 +18,7 @@ class Timer(Protocol):
     """A pending call."""
 
     def cancel(self) -> None:
-        """Make sure that it is not called any more. Idempotent."""
+        """Cancel the call. Idempotent."""
 
 
 class Clock(Protocol):
@@ -29,7 +29,7 @@ class Clock(Protocol):
         ...
 
     def monotonic(self) -> float:
-        """Seconds since some moment; never goes back."""
+        """Seconds since a fixed moment; never goes back."""
         ...
 
     def call_later(self, seconds: float, callback: Callable[..., object], *args: Any) -> Timer:

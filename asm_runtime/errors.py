@@ -16,7 +16,7 @@
     ├── StoreError                    look at the database
     │   ├── StoreUnavailable          wait and retry
     │   └── MigrationRequired         run the command that the message names
-    ├── ProviderError                 the provider said no
+    ├── ProviderError                 the provider failed
     │   ├── ProviderTimeout           wait and retry
     │   ├── ProviderUnavailable       wait and retry
     │   ├── ProviderRateLimited       wait and retry
@@ -139,13 +139,13 @@ def _rebuild(cls: type[AsmError], state: dict[str, Any]) -> AsmError:
 
 
 class ValidationError(AsmError):
-    """The call cannot mean anything: an argument, option or payload is not what is allowed."""
+    """An argument, option or payload is not what is allowed."""
 
     code = "validation_error"
 
 
 class NotFound(AsmError):
-    """Base of the three kinds of "not there"."""
+    """Base of the errors for something that does not exist."""
 
     code = "not_found"
 
@@ -197,26 +197,26 @@ class InvalidTransition(AsmError):
 
     @property
     def to_status(self) -> str | None:
-        """The status that was asked for; None where the call does not ask for one."""
+        """The requested status; None where the call does not request one."""
         return self.details.get("to_status")
 
 
 class QueueFull(AsmError):
-    """The session has as many open runs as it may have; nothing was stored."""
+    """The session has the maximum number of open runs; nothing was stored."""
 
     code = "max_runs_exceeded"
     retryable = True
 
 
 class Draining(AsmError):
-    """The server takes no new runs any more."""
+    """The server accepts no new runs any more."""
 
     code = "draining"
     retryable = True
 
 
 class MailboxFull(AsmError):
-    """The mailbox holds as many messages as it may; the message was not put in."""
+    """The mailbox is full; the message was not put in."""
 
     code = "mailbox_full"
     retryable = True
@@ -229,7 +229,7 @@ class StoreError(AsmError):
 
 
 class StoreUnavailable(StoreError):
-    """The database is busy, full, locked or out of reach just now."""
+    """The database is busy, full, locked or unreachable at the moment."""
 
     code = "storage_connection_failed"
     retryable = True
@@ -255,14 +255,14 @@ class ProviderTimeout(ProviderError):
 
 
 class ProviderUnavailable(ProviderError):
-    """The provider is out of reach."""
+    """The provider cannot be reached."""
 
     code = "provider_unavailable"
     retryable = True
 
 
 class ProviderRateLimited(ProviderError):
-    """The provider asks for patience."""
+    """The provider limits the rate of requests: wait."""
 
     code = "provider_rate_limited"
     retryable = True
@@ -281,7 +281,7 @@ class RunCancelled(AsmError):
 
 
 class RunTimeout(AsmError):
-    """The run outlived its `run_timeout_ms`, or was silent for `idle_timeout_ms`."""
+    """The run took longer than `run_timeout_ms`, or reported nothing for `idle_timeout_ms`."""
 
     code = "run_timeout"
 
@@ -324,7 +324,7 @@ class CapabilityMissing(AsmError):
 
 
 class ActorStopped(AsmError):
-    """The actor is not started, is stopped, or crashed before it answered."""
+    """The actor is not started, has stopped, or crashed before it answered."""
 
     code = "actor_stopped"
 

@@ -26,7 +26,7 @@ class _Sequence:
         self.reseed()
 
     def reseed(self) -> None:
-        """Begin anew; after a fork the child must not go on where its parent does."""
+        """Start again; after a fork the child must not continue its parent's sequence."""
         self._lock = threading.Lock()
         self._random = Random(os.urandom(16))  # unguessable is not needed, unique is
         self._last = 0

@@ -1,6 +1,6 @@
 """Where the runtime says what happens, so that telemetry can be added once, at the edges.
 
-The kernel calls these hooks and knows nobody behind them. `asm_runtime.telemetry` puts its own
+The kernel calls these hooks and does not know who listens. `asm_runtime.telemetry` puts its own
 observer here when `asm_runtime` is imported. A hook must be quick and must not raise.
 """
 
@@ -79,10 +79,10 @@ class Observer:
         """That server has ended."""
 
     def queue_depth_changed(self, session_id: str, change: int) -> None:
-        """More runs (or fewer: negative) wait in a queue that this process serves."""
+        """This many more runs (negative: fewer) wait in a queue that this process serves."""
 
     def in_flight_changed(self, session_id: str, change: int) -> None:
-        """More runs (or fewer: negative) execute in this process."""
+        """This many more runs (negative: fewer) execute in this process."""
 
     def drain_began(self, session_id: str) -> object:
         """A drain begins; what this returns goes to `drain_ended`."""
@@ -102,7 +102,7 @@ class Observer:
         """A store committed one group: the number of requests, and of new events."""
 
     def waiters_changed(self, change: int) -> None:
-        """More callers (or fewer: negative) are parked in a store."""
+        """This many more callers (negative: fewer) are parked in a store."""
 
     def subscriber_lagged(self, session_id: str, behind: int) -> None:
         """A subscription fell behind, by this many events, and goes back to reading from the store."""

@@ -1,7 +1,7 @@
 """JSON payloads: what the records carry, checked and copied in one walk.
 
 A payload is an object of str, int, float, bool, None, list and dict. Everything that a JSON
-encoder would bend silently (NaN to null, bytes to base64, integer keys to text, a datetime to a
+encoder would change silently (NaN to null, bytes to base64, integer keys to text, a datetime to a
 string) is refused instead, so that what was stored reads back equal, in every store.
 """
 
@@ -33,7 +33,7 @@ JsonObject: TypeAlias = dict[str, Any]
 """A JSON object. `Any` is one of str, int, float, bool, None, list, dict."""
 
 MAX_DEPTH = 100
-"""How many objects and lists may stand inside one another, the outermost included."""
+"""Maximum nesting of objects and lists, the outermost included."""
 
 MAX_VALUES = 2**21
 CONTAINER_VALUES = 8
@@ -46,7 +46,7 @@ level of nesting such a thing doubles, or worse. A list of two million numbers i
 MAX_LOSSY_VALUES = 10_000
 MAX_LOSSY_CHARACTERS = 2**20
 MAX_LOSSY_TEXT = 2**18
-"""How much a lossy copy holds: so many values, so many characters in all and in one text."""
+"""Maximum size of a lossy copy: values, characters in all, and characters of one text."""
 
 LARGE = 5_000
 """More values than these make a payload large."""
@@ -167,7 +167,7 @@ def lossy(value: Any) -> Any:
     """A JSON value that says as much of `value` as JSON and a row can carry. Never raises.
 
     For facts gathered while something fails: an error's details must not be the next failure. An
-    ellipsis stands for what is too much.
+    ellipsis stands for what is left out.
     """
     return _Lossy().copy(value, 1)
 

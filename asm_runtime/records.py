@@ -33,7 +33,7 @@ __all__ = [
 
 
 class SessionStatus(StrEnum):
-    """Where a session stands."""
+    """The status of a session."""
 
     PENDING = "pending"
     ACTIVE = "active"
@@ -44,12 +44,12 @@ class SessionStatus(StrEnum):
 
     @property
     def is_terminal(self) -> bool:
-        """Whether nothing can follow."""
+        """Whether the status is final."""
         return not _SESSION_STEPS[self]
 
 
 class RunStatus(StrEnum):
-    """Where a run stands."""
+    """The status of a run."""
 
     PENDING = "pending"
     RUNNING = "running"
@@ -60,7 +60,7 @@ class RunStatus(StrEnum):
 
     @property
     def is_terminal(self) -> bool:
-        """Whether nothing can follow."""
+        """Whether the status is final."""
         return not _RUN_STEPS[self]
 
 
@@ -98,7 +98,7 @@ OPEN_RUN_STATUSES = frozenset((RunStatus.PENDING, RunStatus.RUNNING))
 
 
 class EventType(StrEnum):
-    """What an event says."""
+    """The kind of an event."""
 
     SESSION_CREATED = "session_created"
     SESSION_STARTED = "session_started"
@@ -274,9 +274,9 @@ class Run(_Record, frozen=True, kw_only=True):
     provider_metadata: JsonObject = {}
     cost_usd: float | None = None
     owner: str | None = None
-    """The id of the node that claimed it; None until then, and when that node let go of it."""
+    """The id of the node that claimed it; None before that, and after that node released it."""
     attempt: int = 0
-    """How often it was claimed: 0, then 1, 2 …; the fencing token of its executor."""
+    """How many times it was claimed: 0, then 1, 2 …; the fencing token of its executor."""
 
     @classmethod
     def new(
@@ -365,7 +365,7 @@ class Event(_Record, frozen=True, kw_only=True):
     data: JsonObject = {}
     metadata: JsonObject = {}
     sequence_number: int | None = None
-    """Its place in the log, 1, 2, 3 …; None until a store took it."""
+    """Its place in the log, 1, 2, 3 …; None until it is stored."""
     schema_version: int = 1
     provider: str | None = None
     correlation_id: str | None = None

@@ -44,7 +44,7 @@ class ConfiguredTelemetry:
         self.shutdown()
 
     def flush(self) -> None:
-        """Export what has been recorded so far. Blocks until it is handed over."""
+        """Export what has been recorded so far. Blocks until that is done."""
         if self._tracers is not None:
             self._tracers.force_flush()
         if self._meters is not None:
@@ -53,7 +53,7 @@ class ConfiguredTelemetry:
     def shutdown(self) -> None:
         """Export what is left and stop exporting, for good. Idempotent.
 
-        Blocks until it is handed over: from a coroutine, call it with `asyncio.to_thread`, or when the
+        Blocks until that is done: from a coroutine, call it with `asyncio.to_thread`, or when the
         loop has ended. A program that does not call it does so when the interpreter exits.
         """
         if self.is_shut_down:

@@ -1,4 +1,4 @@
-"""What people, models and tools said: in no span, unless it is asked for.
+"""What people, models and tools said: in no span, unless it is switched on.
 
 The messages of errors belong to it: they quote prompts, commands and arguments.
 """
@@ -26,7 +26,7 @@ def capture_content(on: bool = True) -> None:
 
     For the whole process, from now on. At the start it is what the environment variable
     `OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT` says: on for `true`, `span_only` and
-    `span_and_event`, else off. Mind who may read what is exported.
+    `span_and_event`, else off. Consider who can read what is exported.
     """
     global _is_captured
     _is_captured = on

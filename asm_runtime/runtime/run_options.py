@@ -34,7 +34,7 @@ class RunOptionArgs(TypedDict, total=False):
 
 
 class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """The options as they hold for whoever executes the run."""
+    """The options of a run, for the process that executes it."""
 
     run_timeout_ms: int | None = None
     idle_timeout_ms: int | None = None

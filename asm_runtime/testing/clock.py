@@ -21,10 +21,10 @@ about ten. Work on other threads is not waited for: `until_timers` is there for 
 
 
 class JumpingClock:
-    """Keeps `asm_runtime.clock.Clock`, in no time at all.
+    """An `asm_runtime.clock.Clock` whose time passes only when a test moves it.
 
     Args:
-        start: What o'clock it is at first, timezone-aware.
+        start: The time at the beginning, timezone-aware.
     """
 
     def __init__(self, start: datetime = datetime(2024, 1, 1, tzinfo=UTC)) -> None:
@@ -67,7 +67,7 @@ class JumpingClock:
         return sum(timer.callback is not None for timer in self._pending)
 
     async def until_timers(self, count: int = 1) -> None:
-        """Return when at least so many timers are pending: somebody waits for the clock."""
+        """Return when at least `count` timers are pending: somebody waits for the clock."""
         await self._settle()
         if self.timers < count:
             future = asyncio.get_running_loop().create_future()
@@ -75,7 +75,9 @@ class JumpingClock:
             await future
 
     async def advance_ms(self, milliseconds: float) -> None:
-        """Move on by so much; timers fire in order, each at its moment, its consequences before the next."""
+        """Move on by this much. Timers fire in order, each at its time, one with all that follows from it
+        before the next.
+        """
         target = self._elapsed + round(milliseconds * 1000)
         await self._settle()
         while (due := self._next_due()) is not None and due <= target:

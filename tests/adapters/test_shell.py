@@ -628,7 +628,7 @@ os.name = "nt"
 ShellAdapter()
 """
     done = subprocess.run([sys.executable, "-c", windows], capture_output=True, text=True)
-    assert "DependencyMissing: ShellAdapter stands on sessions of processes" in done.stderr
+    assert "DependencyMissing: ShellAdapter needs sessions of processes" in done.stderr
 
 
 def test_adapter_options_are_checked() -> None:

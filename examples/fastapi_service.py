@@ -11,7 +11,7 @@
 The store and the supervisor live as long as the application (its lifespan). Several workers may serve one
 file: `uvicorn --workers 4` opens a store in each, and they share the queues.
 
-Whoever reaches this service may run commands: it does not ask who they are. It listens on localhost and
+Everybody who can reach this service can run commands: there is no authentication. It listens on localhost and
 refuses what a web page may have a browser send there (`Guard`). Add authentication before others share the
 machine or the port.
 """

@@ -10,7 +10,7 @@
 Every event carries its sequence number as its id. A browser's EventSource sends the last one when it
 reconnects, so it misses nothing and sees nothing twice, also after a restart of this service.
 
-Whoever reaches this service may run commands: it asks nobody who they are. It listens on localhost and
+Everybody who can reach this service can run commands: there is no authentication. It listens on localhost and
 refuses what a web page may have a browser send there (`SameOrigin`). Add authentication before others
 share the machine or the port.
 """

@@ -1,6 +1,6 @@
 """Where sessions live: stores that keep the contract of `asm_runtime.ports.SessionStore`.
 
-`SQLSessionStore` loads SQLAlchemy, and only when it is asked for.
+`SQLSessionStore` loads SQLAlchemy, and only when that name is used.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class ExitCode(IntEnum):
     TIMEOUT = 124
     CANCELLED = 130
     OUTPUT_CLOSED = 141
-    """Whoever read the output has gone."""
+    """The reader of the output has gone."""
 
 
 def run_to_exit(command: Callable[[], Coroutine[Any, Any, int]]) -> int:

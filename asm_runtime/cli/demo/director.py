@@ -58,7 +58,7 @@ _SEEN = (
     "Then the process that did the work was killed with kill -9. The second process knew at once that",
     "it was dead, queued its runs again in their old places and went on with the queue: each run was",
     "seen through, and its log shows one end.",
-    "Whoever followed a log held a cursor and nothing else: the subscriber that left came back at its",
+    "A reader of a log needs to keep nothing but its cursor: the subscriber that left came back at its",
     "cursor in another process, and the view, which only reads the file, missed nothing.",
 )
 

@@ -210,7 +210,7 @@ async def _step(random: Random, store: StoreUnderTest, model: StoreModel) -> Non
     session_id = random.choice(SESSIONS)
     match random.choices(
         ("append", "flush", "enqueue", "claim", "release", "read", "runs", "delete"),
-        weights=(20, 25, 15, 15, 5, 15, 5, 1),
+        weights=(20, 25, 15, 15, 5, 15, 5, 4),
     )[0]:
         case "append":
             batch, fence = [_event(random) for _ in range(random.randrange(4))], _fence(random, model)

@@ -32,7 +32,7 @@ KEPT_CHANGES = 512
 """How many commits the change feed reaches back. Whoever missed more reads again whatever it waits for."""
 
 FORGET_EVERY = 64
-"""After how many commits the older ones are deleted."""
+"""After how many commits the older ones are deleted, and what others have left is looked for."""
 
 _NEVER = 2**63 - 1
 
@@ -89,6 +89,8 @@ class Outcome(msgspec.Struct, gc=False):
     """How many transactions have changed something."""
     sync_bound: bool
     """Whether the last commit took longer than what was committed: the disk is slow to sync."""
+    has_removals: bool = False
+    """Whether somebody is seen to have left what a deleted session had. It is looked for now and then."""
 
 
 class Writer:
@@ -164,6 +166,8 @@ class Writer:
                 self.feed.look(cursor, before=number)
                 if number % FORGET_EVERY == 0:
                     cursor.execute(statements.FORGET_CHANGES, (number - KEPT_CHANGES,))
+                    cursor.execute(statements.ANY_REMOVAL)
+                    outcome.has_removals = bool(cursor.fetchone()[0])
             wrote = time.perf_counter()
             cursor.execute("COMMIT")  # where nothing was written this syncs nothing
         except BaseException:

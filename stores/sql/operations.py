@@ -27,7 +27,7 @@ __all__ = [
     "enqueue_run",
     "flush",
     "release_run",
-    "remove_events",
+    "remove_left",
     "save_run",
     "save_session",
     "unclaim_run",
@@ -37,7 +37,7 @@ S = TypeVar("S", SessionStatus, RunStatus)
 
 REMOVED_AT_ONCE = 500
 BYTES_REMOVED_AT_ONCE = 4 * 1024 * 1024
-"""How many events of a deleted session one transaction removes, and how large ones. About 10 ms."""
+"""How many events and runs of deleted sessions one transaction removes, and how large ones. About 10 ms."""
 
 
 def append(transaction: Transaction, rows: Sequence[EventRow], fence: Fence | None) -> list[Event]:
@@ -116,31 +116,55 @@ def flush(
 
 
 def delete_session(transaction: Transaction, session_id: str) -> bool:
-    """Delete a session: it is gone for everybody. Whether its log is removed already: see `remove_events`."""
-    removed = sum(transaction.write(statement, (session_id,)) for statement in statements.DELETE_SESSION)
-    last = transaction.row(statements.GREATEST_SEQUENCE, session_id)[0]
-    transaction.deleted(session_id, existed=removed > 0 or last is not None)
-    if last is None:
+    """Delete a session: it is gone for everybody. Whether nothing is left of it either: see `remove_left`."""
+    gone = sum(transaction.write(statement, (session_id,)) for statement in statements.DELETE_SESSION)
+    left = transaction.row(statements.LEFT_BEHIND, session_id)
+    has_left = any(last is not None for last in left)
+    transaction.deleted(session_id, existed=gone > 0 or has_left)
+    if not has_left:
         return True
-    transaction.write(statements.BEGIN_REMOVAL, (session_id, last))
-    return remove_events(transaction, session_id)
+    transaction.write(statements.BEGIN_REMOVAL, (session_id, *(last or 0 for last in left)))
+    return _remove(transaction, session_id)
 
 
-def remove_events(transaction: Transaction, session_id: str) -> bool:
-    """Remove a few of the events that a deleted session has left, the first ones; whether those were all."""
+def remove_left(transaction: Transaction, session_ids: Sequence[str]) -> list[str]:
+    """Remove some of the events and runs that deleted sessions have left; of which nothing is left then."""
+    return [session_id for session_id in session_ids if _remove(transaction, session_id)]
+
+
+def _remove(transaction: Transaction, session_id: str) -> bool:
     row = transaction.row(statements.REMOVAL, session_id)
     if row is None:
         return True
-    head, last = transaction.head(session_id), row[0]
-    sizes: list[int] = decode(
-        transaction.row(statements.REMOVED_SIZES, session_id, head, last, REMOVED_AT_ONCE)[0]
-    )
-    count = max(1, sum(used <= BYTES_REMOVED_AT_ONCE for used in accumulate(sizes)))
-    transaction.write(statements.REMOVE_EVENTS, (session_id, head, last, count))
-    if count < len(sizes) or len(sizes) == REMOVED_AT_ONCE:
+    last_sequence, last_position = row
+    events = session_id, transaction.head(session_id), last_sequence
+    runs = session_id, 0, last_position
+    if not (
+        _remove_first(transaction, statements.REMOVED_EVENT_SIZES, statements.REMOVE_EVENTS, events)
+        and _remove_first(transaction, statements.REMOVED_RUN_SIZES, statements.REMOVE_RUNS, runs)
+    ):
         return False
     transaction.write(statements.END_REMOVAL, (session_id,))
     return True
+
+
+def _remove_first(
+    transaction: Transaction, sizes_of: str, remove: str, interval: tuple[str, int, int]
+) -> bool:
+    """Remove the first rows of an interval, as many as the transaction may; whether those were all."""
+    count = REMOVED_AT_ONCE - transaction.removed
+    room = BYTES_REMOVED_AT_ONCE - transaction.removed_bytes
+    if count <= 0:
+        return False
+    sizes: list[int] = decode(transaction.row(sizes_of, *interval, count)[0])
+    fitting = sum(used <= room for used in accumulate(sizes))
+    if not transaction.removed:
+        fitting = max(fitting, 1)  # one that is larger goes alone
+    if fitting and sizes:
+        transaction.write(remove, (*interval, fitting))
+        transaction.removed += fitting
+        transaction.removed_bytes += sum(sizes[:fitting])
+    return len(sizes) <= fitting and len(sizes) < count
 
 
 def enqueue_run(transaction: Transaction, run: Run, max_open_runs: int | None) -> Run:

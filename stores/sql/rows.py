@@ -170,18 +170,18 @@ def event_of(row: Row, session_id: str) -> Event:
 
 
 def session_row(session: Session) -> Row:
-    """A session's columns, in the order of `statements.SESSION_COLUMNS`."""
+    """A session's columns, in the order of the statement that saves it."""
+    payloads = [_json(value) for value in (session.metadata, session.context, session.tags)]
     return (
         session.id,
         session.agent_id,
         str.__str__(session.status),
         session.parent_session_id,
-        encode(session.metadata).decode(),
-        encode(session.context).decode(),
-        encode(session.tags).decode(),
+        *_texts(payloads),
         text_of(session.created_at),
         text_of(session.updated_at),
         _optional_text(session.deleted_at),
+        sum(map(len, payloads)),
     )
 
 
@@ -211,25 +211,27 @@ def session_of(row: Sequence[Any]) -> Session:
 
 
 def run_row(run: Run) -> Row:
-    """A run's columns, in the order of `statements.RUN_COLUMNS`."""
+    """A run's columns, in the order of the statement that saves it."""
+    optional = [b"" if value is None else _json(value) for value in (run.input, run.output, run.error)]
+    payloads = [_json(value) for value in (run.metadata, run.token_usage, run.provider_metadata)]
+    metadata, token_usage, provider_metadata = _texts(payloads)
     return (
         run.session_id,
         run.id,
         str.__str__(run.status),
         run.owner,
         run.attempt,
-        _optional_json(run.input),
-        _optional_json(run.output),
-        _optional_json(run.error),
-        encode(run.metadata).decode(),
+        *(text or None for text in _texts(optional)),
+        metadata,
         run.turn_count,
-        encode(run.token_usage).decode(),
+        token_usage,
         text_of(run.created_at),
         _optional_text(run.started_at),
         _optional_text(run.ended_at),
         run.provider,
-        encode(run.provider_metadata).decode(),
+        provider_metadata,
         run.cost_usd,
+        sum(map(len, optional)) + sum(map(len, payloads)),
     )
 
 
@@ -274,8 +276,12 @@ def _optional_time(text: str | None) -> datetime | None:
     return None if text is None else datetime.fromisoformat(text)
 
 
-def _optional_json(value: Any) -> str | None:
-    return None if value is None else encode(value).decode()
+def _json(value: Any) -> bytes:
+    return b"".join(json_pieces(value))
+
+
+def _texts(payloads: list[bytes]) -> list[str]:
+    return [payload.decode() for payload in payloads]
 
 
 def _optional_value(text: str | None) -> Any:

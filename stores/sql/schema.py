@@ -64,6 +64,9 @@ sessions = Table(
     Column("agent_id", KEY, nullable=False),
     Column("status", KEY, nullable=False),
     Column("parent_session_id", KEY),
+    # How many bytes its JSON columns have: how much of a list makes a page. What stands after a large
+    # text is found only by reading all of it.
+    Column("byte_size", NUMBER, nullable=False),
     Column("metadata", JSON_TEXT, nullable=False),
     Column("context", JSON_TEXT, nullable=False),
     Column("tags", JSON_TEXT, nullable=False),
@@ -87,6 +90,8 @@ runs = Table(
     Column("position", NUMBER, nullable=False),
     Column("owner", KEY),
     Column("attempt", NUMBER, nullable=False),
+    # How many bytes its JSON columns have, which come after it.
+    Column("byte_size", NUMBER, nullable=False),
     Column("input", JSON_TEXT),
     Column("output", JSON_TEXT),
     Column("error", JSON_TEXT),
@@ -180,13 +185,14 @@ session_sequences = Table(
     sqlite_with_rowid=False,
 )
 
-# Logs of deleted sessions that are still being removed, a step at a time: past the latest number of the
-# session made anew, up to this one, no event is there for anybody.
+# Deleted sessions whose events and runs are still being removed, a step at a time. Nobody sees them: the
+# events past the latest number of the session made anew, up to this one; the runs up to this position.
 removals = Table(
     "asm_removals",
     metadata,
     Column("session_id", KEY, nullable=False),
     Column("last_sequence", NUMBER, nullable=False),
+    Column("last_position", NUMBER, nullable=False),
     PrimaryKeyConstraint("session_id"),
     sqlite_with_rowid=False,
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import datetime
 from functools import partial
@@ -23,6 +22,7 @@ from asm_runtime.stores.pace import in_turn, in_turns
 from asm_runtime.stores.sql import operations
 from asm_runtime.stores.sql.group import Outcome, Writer
 from asm_runtime.stores.sql.paging import Pages
+from asm_runtime.stores.sql.removals import Removals
 from asm_runtime.stores.sql.rows import drafted, event_row, large_drafted, large_event_row
 from asm_runtime.stores.sql.sqlite import forks, reading
 from asm_runtime.stores.sql.sqlite.transaction import Appended, Deleted, Transaction
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 __all__ = ["SQLSessionStore"]
-
-logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -114,8 +112,9 @@ class SQLSessionStore(GroupActor):
         self._sync_bound = False
         self._commits = 0
         """How many are under way."""
-        self._removals: dict[str, asyncio.Task[None]] = {}
-        """Of the logs of deleted sessions."""
+        self._removals = Removals(
+            find=self._find_left, remove=self._remove_left, spawn=self.spawn, clock=clock
+        )
         self._owed: dict[Debt, None] = {}
         """Releases that could not be written, or whose caller is gone: they go with the next group."""
 
@@ -125,8 +124,8 @@ class SQLSessionStore(GroupActor):
     async def on_start(self) -> None:
         """Connect, and bring the schema up to date."""
         forks.keep(self)
-        for session_id in await self._database.open(self.node_id, reading.removals):
-            self._removed(session_id)
+        if await self._database.open(self.node_id, reading.has_removals):
+            self._removals.begin()
 
     async def on_stop(self) -> None:
         """Answer who waits and who reads, then disconnect."""
@@ -181,6 +180,8 @@ class SQLSessionStore(GroupActor):
         try:
             outcome = writing.result()
             self._sync_bound = outcome.sync_bound
+            if outcome.has_removals:
+                self._removals.begin()
             if not self._commits and (more := self.take()):
                 # Before anybody is told: callers prepare the next requests while these are written.
                 self._commit(more, settled)
@@ -241,6 +242,8 @@ class SQLSessionStore(GroupActor):
     def _answer(self, letters: list[Letter], results: list[Any]) -> None:
         unpaid = False
         for (operation, args, reply), result in zip(letters, results, strict=True):
+            if result is False:  # a deletion that has left something, whoever waits for it
+                self._removals.begin()
             if reply is None:
                 if isinstance(result, StoreError):
                     unpaid = True
@@ -324,30 +327,15 @@ class SQLSessionStore(GroupActor):
         session_id = options.identifier("session_id", session_id)
         if await self._write(operations.delete_session, session_id):
             return
-        try:
-            removed = self._removed(session_id)
-        except ActorStopped:
-            return  # it is gone; whoever opens the database next removes the rest
-        await asyncio.wait([removed])
+        await self._removals.ended(session_id)
 
-    def _removed(self, session_id: str) -> asyncio.Task[None]:
-        """Remove what a deleted session has left, a step in each of the next groups."""
-        task = self._removals.get(session_id)
-        if task is None:
-            task = self._removals[session_id] = self.spawn(self._remove(session_id))
-        return task
+    async def _remove_left(self, session_ids: list[str]) -> list[str]:
+        while not self.is_running:  # noqa: ASYNC110  `on_start` ends in this or the next turn
+            await asyncio.sleep(0)
+        return await self._write(operations.remove_left, session_ids)
 
-    async def _remove(self, session_id: str) -> None:
-        try:
-            while not self.is_running:  # noqa: ASYNC110  `on_start` ends in this or the next turn
-                await asyncio.sleep(0)
-            while not await self._write(operations.remove_events, session_id):
-                pass
-        except (ActorStopped, StoreError) as error:
-            # It is gone all the same; whoever opens the database next goes on.
-            logger.info("%r has not removed all of session %s: %s", self, session_id, error)
-        finally:
-            self._removals.pop(session_id, None)
+    def _find_left(self, past: str, limit: int) -> Awaitable[list[str]]:
+        return self._database.read(reading.removals, past, limit)
 
     async def save_run(self, run: Run, *, expected_status: ExpectedStatus | None = None) -> None:
         """See `SessionStore`."""

@@ -20,6 +20,7 @@ __all__ = [
     "Page",
     "active_run",
     "event_page",
+    "has_removals",
     "latest_sequence",
     "list_runs",
     "list_sessions",
@@ -201,9 +202,15 @@ def _page(
     return _Page(bool(is_being_removed), head, incarnation, events, position)
 
 
-def removals(cursor: Cursor) -> list[str]:
-    """The deleted sessions whose logs are still being removed."""
-    cursor.execute(statements.REMOVALS)
+def has_removals(cursor: Cursor) -> bool:
+    """Whether deleted sessions have left something."""
+    cursor.execute(statements.ANY_REMOVAL)
+    return bool(cursor.fetchone()[0])
+
+
+def removals(cursor: Cursor, past: str, limit: int) -> list[str]:
+    """Deleted sessions that have left something, by id."""
+    cursor.execute(statements.REMOVALS, (past, limit))
     found: list[str] = decode(cursor.fetchone()[0])
     return found
 

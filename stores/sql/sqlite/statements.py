@@ -58,11 +58,18 @@ FROM json_each(?) s
         AND NOT EXISTS (SELECT 1 FROM asm_removals r WHERE r.session_id = s.value)
 """
 
+
+def _live(session_id: str = "?1") -> str:
+    """That a run is none of those that a deleted session of this id has left."""
+    return f"position > coalesce((SELECT last_position FROM asm_removals WHERE session_id = {session_id}), 0)"
+
+
 # Status and attempt of runs, given as pairs of session and run, as one JSON list.
-FENCED_RUNS = """
+FENCED_RUNS = f"""
 SELECT json_group_array(json_array(r.session_id, r.id, r.status, r.attempt))
 FROM json_each(?) f CROSS JOIN asm_runs r
     ON r.session_id = json_extract(f.value, '$[0]') AND r.id = json_extract(f.value, '$[1]')
+    AND r.{_live("r.session_id")}
 """
 
 # Which of these events, given as pairs of session and event id, are stored, as lists; each with its
@@ -120,12 +127,13 @@ WHERE number > ? AND number < ?
 
 # -- sessions
 
-_SESSION_VALUES = ", ".join("?" * 10)
+_SESSION_VALUES = ", ".join("?" * 11)
+_NEW_SESSION_COLUMNS = f"{_SESSION_COLUMNS}, byte_size"
 
 SAVE_SESSION = f"""
-INSERT INTO asm_sessions ({_SESSION_COLUMNS}) VALUES ({_SESSION_VALUES})
+INSERT INTO asm_sessions ({_NEW_SESSION_COLUMNS}) VALUES ({_SESSION_VALUES})
 ON CONFLICT (id) DO UPDATE SET
-    {", ".join(f"{name} = excluded.{name}" for name in _SESSION_COLUMNS.split(", ")[1:])}
+    {", ".join(f"{name} = excluded.{name}" for name in _NEW_SESSION_COLUMNS.split(", ")[1:])}
 """
 
 SESSION_STATUS = "SELECT status FROM asm_sessions WHERE id = ?"
@@ -136,33 +144,43 @@ GET_SESSION = f"SELECT {_SESSION_COLUMNS} FROM asm_sessions WHERE id = ? AND del
 
 DELETE_SESSION = (
     "DELETE FROM asm_sessions WHERE id = ?",
-    "DELETE FROM asm_runs WHERE session_id = ?",
     "DELETE FROM asm_artifacts WHERE session_id = ?",
     "DELETE FROM asm_session_sequences WHERE session_id = ?",
 )
 
-# -- logs of deleted sessions
+# -- what deleted sessions have left
 
-GREATEST_SEQUENCE = "SELECT max(sequence_number) FROM asm_events WHERE session_id = ?"
+# The greatest number of an event and the greatest position of a run; NULL where there is none.
+LEFT_BEHIND = """
+SELECT (SELECT max(sequence_number) FROM asm_events WHERE session_id = ?1),
+    (SELECT max(position) FROM asm_runs WHERE session_id = ?1)
+"""
 
 BEGIN_REMOVAL = """
-INSERT INTO asm_removals (session_id, last_sequence) VALUES (?, ?)
-ON CONFLICT (session_id) DO UPDATE SET last_sequence = excluded.last_sequence
+INSERT INTO asm_removals (session_id, last_sequence, last_position) VALUES (?, ?, ?)
+ON CONFLICT (session_id) DO UPDATE SET
+    last_sequence = excluded.last_sequence, last_position = excluded.last_position
 """
 
 END_REMOVAL = "DELETE FROM asm_removals WHERE session_id = ?"
 
-REMOVAL = "SELECT last_sequence FROM asm_removals WHERE session_id = ?"
+REMOVAL = "SELECT last_sequence, last_position FROM asm_removals WHERE session_id = ?"
 
-REMOVALS = "SELECT json_group_array(session_id) FROM asm_removals"
+ANY_REMOVAL = "SELECT EXISTS (SELECT 1 FROM asm_removals)"
+
+# A few of those past one, as a JSON list.
+REMOVALS = """
+SELECT json_group_array(session_id) FROM (
+    SELECT session_id FROM asm_removals WHERE session_id > ? ORDER BY session_id LIMIT ?)
+"""
 
 # Which of these sessions have one, as a JSON list.
 REMOVALS_OF = """
 SELECT json_group_array(r.session_id) FROM json_each(?) s CROSS JOIN asm_removals r ON r.session_id = s.value
 """
 
-# How large the first events past a number are, as a JSON list.
-REMOVED_SIZES = """
+# How large the first events past a number, up to another, are, as a JSON list.
+REMOVED_EVENT_SIZES = """
 SELECT json_group_array(byte_size) FROM (SELECT byte_size FROM asm_events
     WHERE session_id = ? AND sequence_number > ? AND sequence_number <= ? ORDER BY sequence_number LIMIT ?)
 """
@@ -175,6 +193,18 @@ DELETE FROM asm_events WHERE session_id = ?1 AND sequence_number > ?2 AND sequen
         ORDER BY sequence_number LIMIT ?4))
 """
 
+# The same of runs and their positions.
+REMOVED_RUN_SIZES = """
+SELECT json_group_array(byte_size) FROM (SELECT byte_size FROM asm_runs
+    WHERE session_id = ? AND position > ? AND position <= ? ORDER BY position LIMIT ?)
+"""
+REMOVE_RUNS = """
+DELETE FROM asm_runs WHERE session_id = ?1 AND position > ?2 AND position <= (
+    SELECT max(position) FROM (SELECT position FROM asm_runs
+        WHERE session_id = ?1 AND position > ?2 AND position <= ?3
+        ORDER BY position LIMIT ?4))
+"""
+
 # Make room for new events, given by their ids, among those that are still to be removed.
 REMOVE_EVENTS_OF_IDS = """
 DELETE FROM asm_events WHERE session_id = ?1 AND +sequence_number > ?2
@@ -183,19 +213,25 @@ DELETE FROM asm_events WHERE session_id = ?1 AND +sequence_number > ?2
 
 # -- runs
 
-_RUN_VALUES = ", ".join(f"?{number}" for number in range(1, 18))
+_RUN_VALUES = ", ".join(f"?{number}" for number in range(1, 19))
+_NEW_RUN_COLUMNS = f"{_RUN_COLUMNS}, byte_size"
 
-# A new run gets the next place in its session's queue; an old one keeps its own.
+# A new run gets the next place in its session's queue, past all that a deleted session has left, and takes
+# the row of one of those that has its id; an old run keeps its place.
 SAVE_RUN = f"""
-INSERT INTO asm_runs ({_RUN_COLUMNS}, position) VALUES ({_RUN_VALUES},
-    (SELECT coalesce(max(position), 0) + 1 FROM asm_runs WHERE session_id = ?1))
+INSERT INTO asm_runs ({_NEW_RUN_COLUMNS}, position) VALUES ({_RUN_VALUES}, 1 + max(
+    coalesce((SELECT max(position) FROM asm_runs WHERE session_id = ?1), 0),
+    coalesce((SELECT last_position FROM asm_removals WHERE session_id = ?1), 0)))
 ON CONFLICT (session_id, id) DO UPDATE SET
-    {", ".join(f"{name} = excluded.{name}" for name in _RUN_COLUMNS.split(", ")[2:])}
+    position = CASE WHEN asm_runs.{_live()} THEN asm_runs.position ELSE excluded.position END,
+    {", ".join(f"{name} = excluded.{name}" for name in _NEW_RUN_COLUMNS.split(", ")[2:])}
 """
 
-RUN_STATUS = "SELECT status, attempt FROM asm_runs WHERE session_id = ? AND id = ?"
+RUN_STATUS = f"SELECT status, attempt FROM asm_runs WHERE session_id = ?1 AND id = ?2 AND {_live()}"
 
-OPEN_RUNS = "SELECT count(*) FROM asm_runs WHERE session_id = ? AND status IN ('pending', 'running')"
+OPEN_RUNS = f"""
+SELECT count(*) FROM asm_runs WHERE session_id = ?1 AND status IN ('pending', 'running') AND {_live()}
+"""
 
 # Before a run is accepted: the session's status, how many of its runs are open, and the run that has
 # the new one's id.
@@ -203,25 +239,25 @@ ENQUEUE_FACTS = f"""
 SELECT (SELECT status FROM asm_sessions WHERE id = ?1),
     coalesce((SELECT open_runs FROM asm_session_sequences WHERE session_id = ?1), 0),
     r.* FROM (SELECT 1) LEFT JOIN (SELECT {_RUN_COLUMNS} FROM asm_runs
-        WHERE session_id = ?1 AND id = ?2) r
+        WHERE session_id = ?1 AND id = ?2 AND {_live()}) r
 """
 
-# Before a run is claimed: the session's status, how many of its runs are running (counted
-# up to a limit), and
-# the first pending one.
+# Before a run is claimed: the session's status, how many of its runs are running (counted up to a limit),
+# and the first pending one.
 CLAIM_FIRST_FACTS = f"""
 SELECT (SELECT status FROM asm_sessions WHERE id = ?1),
     (SELECT count(*) FROM (SELECT 1 FROM asm_runs
-        WHERE session_id = ?1 AND status = 'running' LIMIT ?2)),
-    {_RUN_COLUMNS} FROM asm_runs WHERE session_id = ?1 AND status = 'pending' ORDER BY position LIMIT 1
+        WHERE session_id = ?1 AND status = 'running' AND {_live()} LIMIT ?2)),
+    {_RUN_COLUMNS} FROM asm_runs WHERE session_id = ?1 AND status = 'pending' AND {_live()}
+ORDER BY position LIMIT 1
 """
 
 # The same for one run.
 CLAIM_ONE_FACTS = f"""
 SELECT (SELECT status FROM asm_sessions WHERE id = ?1),
     (SELECT count(*) FROM (SELECT 1 FROM asm_runs
-        WHERE session_id = ?1 AND status = 'running' LIMIT ?2)),
-    {_RUN_COLUMNS} FROM asm_runs WHERE session_id = ?1 AND id = ?3 AND status = 'pending'
+        WHERE session_id = ?1 AND status = 'running' AND {_live()} LIMIT ?2)),
+    {_RUN_COLUMNS} FROM asm_runs WHERE session_id = ?1 AND id = ?3 AND status = 'pending' AND {_live()}
 """
 
 CLAIM_RUN = """
@@ -229,39 +265,43 @@ UPDATE asm_runs SET status = 'running', owner = ?, attempt = ?, started_at = ?
 WHERE session_id = ? AND id = ?
 """
 
-RELEASE_RUN = """
+RELEASE_RUN = f"""
 UPDATE asm_runs SET owner = NULL
-WHERE session_id = ? AND id = ? AND status = 'running' AND attempt = ? AND owner IS NOT NULL
+WHERE session_id = ?1 AND id = ?2 AND status = 'running' AND attempt = ?3 AND owner IS NOT NULL AND {_live()}
 """
 
 # Give a claim back that nobody has heard of.
-UNCLAIM_RUN = """
+UNCLAIM_RUN = f"""
 UPDATE asm_runs SET status = 'pending', owner = NULL, started_at = NULL
-WHERE session_id = ? AND id = ? AND status = 'running' AND attempt = ?
+WHERE session_id = ?1 AND id = ?2 AND status = 'running' AND attempt = ?3 AND {_live()}
 """
 
-GET_RUN = f"SELECT {_RUN_COLUMNS} FROM asm_runs WHERE session_id = ? AND id = ?"
+GET_RUN = f"SELECT {_RUN_COLUMNS} FROM asm_runs WHERE session_id = ?1 AND id = ?2 AND {_live()}"
 
-FIND_RUN = f"SELECT {_RUN_COLUMNS} FROM asm_runs WHERE id = ? LIMIT 2"
+FIND_RUN = f"SELECT {_RUN_COLUMNS} FROM asm_runs WHERE id = ? AND {_live('asm_runs.session_id')} LIMIT 2"
 
 ACTIVE_RUN = f"""
-SELECT {_RUN_COLUMNS} FROM asm_runs WHERE session_id = ? AND status = 'running'
+SELECT {_RUN_COLUMNS} FROM asm_runs WHERE session_id = ?1 AND status = 'running' AND {_live()}
 ORDER BY started_at IS NULL, started_at, position LIMIT 1
 """
 
 # Who executes runs, in one session or in all of them, as one JSON list.
-SESSION_OWNERS = """
-SELECT json_group_array(DISTINCT owner) FROM asm_runs WHERE session_id = ? AND status = 'running'
+SESSION_OWNERS = f"""
+SELECT json_group_array(DISTINCT owner) FROM asm_runs
+WHERE session_id = ?1 AND status = 'running' AND {_live()}
 """
-OWNERS = "SELECT json_group_array(DISTINCT owner) FROM asm_runs WHERE status = 'running'"
+OWNERS = f"""
+SELECT json_group_array(DISTINCT owner) FROM asm_runs
+WHERE status = 'running' AND {_live("asm_runs.session_id")}
+"""
 
 # Running, but without an owner or with one of these.
 SESSION_ORPHANS = f"""
-SELECT {_RUN_COLUMNS} FROM asm_runs WHERE session_id = ? AND status = 'running'
-    AND (owner IS NULL OR owner IN (SELECT value FROM json_each(?))) ORDER BY position LIMIT ?
+SELECT {_RUN_COLUMNS} FROM asm_runs WHERE session_id = ?1 AND status = 'running' AND {_live()}
+    AND (owner IS NULL OR owner IN (SELECT value FROM json_each(?2))) ORDER BY position LIMIT ?3
 """
 ORPHANS = f"""
-SELECT {_RUN_COLUMNS} FROM asm_runs WHERE status = 'running'
+SELECT {_RUN_COLUMNS} FROM asm_runs WHERE status = 'running' AND {_live("asm_runs.session_id")}
     AND (owner IS NULL OR owner IN (SELECT value FROM json_each(?)))
 ORDER BY session_id, position LIMIT ?
 """
@@ -413,11 +453,10 @@ def list_runs(*, statuses: int | None, resumed: bool) -> str:
 
     Parameters by name: session_id, limit; for a filter s0, s1 …; if it is resumed after (a run's id).
     """
-    where = "session_id = :session_id"
+    live = f"session_id = :session_id AND {_live(':session_id')}"
+    where = live
     if resumed:
-        where += (
-            " AND position > (SELECT position FROM asm_runs WHERE session_id = :session_id AND id = :after)"
-        )
+        where += f" AND position > (SELECT position FROM asm_runs WHERE {live} AND id = :after)"
     ranges = [where]
     if statuses is not None:
         ranges = [f"{where} AND status = :s{index}" for index in range(statuses)]

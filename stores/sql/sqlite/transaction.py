@@ -127,6 +127,9 @@ class Transaction:
         self.effects: list[Effect] = []
         self.wrote = False
         """Whether there is anything to commit."""
+        self.removed = 0
+        self.removed_bytes = 0
+        """How many rows of deleted sessions it has removed, and how large ones."""
         self._careful = careful
         self._heads: dict[str, Head] = {}
         self._raised: set[str] = set()

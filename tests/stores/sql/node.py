@@ -14,11 +14,19 @@ import sys
 from asm_runtime import Event, Run
 from asm_runtime.observer import Observer, set_observer
 from asm_runtime.stores import SQLSessionStore
+from asm_runtime.stores.sql import operations
 
 
 class Dying(Observer):
+    """Kills the process on the way between a commit and its acknowledgement."""
+
+    def __init__(self, commits: int = 1) -> None:
+        self._left = commits
+
     def group_committed(self, requests: int, events: int) -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
+        self._left -= 1
+        if not self._left:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def say(*words: object) -> None:
@@ -42,8 +50,12 @@ async def obey(store: SQLSessionStore, command: str, *args: str) -> None:
                 stored = await store.append_event_with_sequence(Event.new(type="custom", session_id=args[0]))
                 say(stored.id)
         case "append-and-die":
-            set_observer(Dying())  # on the way between the commit and the acknowledgement
+            set_observer(Dying())
             await store.append_event(Event.new(type="custom", session_id=args[0], id=args[1]))
+        case "delete-and-die":
+            session, operations.REMOVED_AT_ONCE, commits = args[0], int(args[1]), int(args[2])
+            set_observer(Dying(commits))
+            await store.delete_session(session)
         case "enqueue":
             await store.enqueue_run(Run.new(session_id=args[0], id=args[1]))
             say("enqueued")

@@ -118,8 +118,8 @@ def test_the_tables_have_the_origins_names_and_columns_named_like_the_records(co
     columns = {
         table: {column["name"] for column in inspect(connection).get_columns(table)} for table in TABLES
     }
-    assert columns["asm_sessions"] == set(Session.__struct_fields__)
-    assert columns["asm_runs"] == set(Run.__struct_fields__) | {"position"}
+    assert columns["asm_sessions"] == set(Session.__struct_fields__) | {"byte_size"}
+    assert columns["asm_runs"] == set(Run.__struct_fields__) | {"position", "byte_size"}
     assert columns["asm_events"] == set(Event.__struct_fields__) | {"later_timestamp", "byte_size"}
     assert columns["asm_artifacts"] == set(Artifact.__struct_fields__)
 

@@ -1,21 +1,30 @@
-"""The log of a deleted session is removed in steps, behind the back of everybody."""
+"""What a deleted session had is removed in steps, behind the back of everybody."""
 
 from __future__ import annotations
 
 import asyncio
+import signal
+import sqlite3
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 
-from asm_runtime import Event
+from asm_runtime import Event, Run
 from asm_runtime.clock import Clock
+from asm_runtime.errors import LeaseLost, QueueFull, RunNotFound, StoreError
 from asm_runtime.ports import Order
 from asm_runtime.stores import SQLSessionStore
 from asm_runtime.stores.sql import operations, paging
+from asm_runtime.stores.sql.removals import Removals
+from asm_runtime.stores.sql.sqlite.transaction import Transaction
+from asm_runtime.testing import JumpingClock
 from asm_runtime.testing.store_conformance import ModelCase
+from tests.runtime.support import until
+from tests.stores.sql.test_processes import NewNode
 
 NOON = datetime(2024, 1, 1, 12, tzinfo=UTC)
 FILTERS: list[dict[str, Any]] = [
@@ -41,6 +50,23 @@ def numbers(found: list[Event]) -> list[int | None]:
     return [event.sequence_number for event in found]
 
 
+async def save_runs(store: SQLSessionStore, *ids: str, **fields: Any) -> list[Run]:
+    runs = [Run.new(session_id="s", id=id, **fields) for id in ids]
+    for run in runs:
+        await store.save_run(run)
+    return runs
+
+
+async def is_deleted(store: SQLSessionStore, session_id: str = "s") -> bool:
+    """Delete it, and remove no more than the first step; whether nothing is left."""
+    return await store._write(operations.delete_session, session_id)
+
+
+async def is_removed(store: SQLSessionStore, session_id: str = "s") -> bool:
+    """Remove a step more; whether nothing is left."""
+    return session_id in await store._write(operations.remove_left, [session_id])
+
+
 async def stored_rows(store: SQLSessionStore, table: str = "asm_events") -> list[tuple[Any, ...]]:
     def read(cursor: Any) -> list[tuple[Any, ...]]:
         cursor.execute(f"SELECT * FROM {table} WHERE session_id = 's'")
@@ -62,8 +88,9 @@ async def second(file: str, store: SQLSessionStore) -> AsyncIterator[SQLSessionS
 
 async def test_when_the_deletion_returns_nothing_is_left(store: SQLSessionStore) -> None:
     await store.append_events(events(42))
+    await save_runs(store, *map(str, range(42)))
     await store.delete_session("s")
-    for table in ("asm_events", "asm_removals", "asm_session_sequences"):
+    for table in ("asm_events", "asm_runs", "asm_removals", "asm_session_sequences"):
         assert await stored_rows(store, table) == []
 
 
@@ -72,7 +99,7 @@ async def test_a_session_is_gone_for_every_reader_while_its_log_is_still_there(
     store: SQLSessionStore, second: SQLSessionStore, order: Order
 ) -> None:
     log = await store.append_events(events(40))
-    assert not await store._write(operations.delete_session, "s")
+    assert not await is_deleted(store)
     assert len(await stored_rows(store)) == 35
     for node in (store, second):
         assert await node.get_latest_sequence("s") == 0
@@ -89,7 +116,7 @@ async def test_a_session_is_gone_for_every_reader_while_its_log_is_still_there(
             found = await node.get_events("s", order=order, **filter)
             assert found == (anew if order == "asc" else anew[::-1])
     assert numbers(await store.append_events([anew[1], *events(20)])) == [2, *range(4, 24)]
-    await store._removed("s")
+    await store._removals.ended("s")
     assert len(await stored_rows(store)) == 23
     assert await stored_rows(store, "asm_removals") == []
     assert numbers(await second.get_events("s")) == [*range(1, 24)]
@@ -100,17 +127,17 @@ async def test_a_session_deleted_again_while_its_log_is_being_removed_leaves_not
 ) -> None:
     for count in (40, 12, 60):
         await store.append_events(events(count))
-        assert not await store._write(operations.delete_session, "s")
+        assert not await is_deleted(store)
     assert await store.get_events("s") == []
-    await store._removed("s")
+    await store._removals.ended("s")
     assert await stored_rows(store) == await stored_rows(store, "asm_removals") == []
 
 
 async def test_a_reader_that_waits_is_not_woken_by_what_is_being_removed(store: SQLSessionStore) -> None:
     await store.append_events(events(40))
-    assert not await store._write(operations.delete_session, "s")
+    assert not await is_deleted(store)
     waiting = asyncio.create_task(store.get_events("s", wait_timeout_ms=60_000))
-    await store._removed("s")
+    await store._removals.ended("s")
     assert not waiting.done()
     stored = await store.append_events(events(2))
     assert await waiting == stored
@@ -119,7 +146,7 @@ async def test_a_reader_that_waits_is_not_woken_by_what_is_being_removed(store: 
 async def test_what_is_left_by_a_process_that_died_is_removed_at_the_next_opening(file: str) -> None:
     async with SQLSessionStore(f"sqlite:///{file}") as store:
         await store.append_events(events(40))
-        assert not await store._write(operations.delete_session, "s")
+        assert not await is_deleted(store)
         anew = await store.append_events(events(3))
     async with SQLSessionStore(f"sqlite:///{file}") as store:
         while await stored_rows(store, "asm_removals"):
@@ -144,22 +171,208 @@ async def test_a_step_removes_no_more_bytes_than_it_may(
     monkeypatch.setattr(operations, "BYTES_REMOVED_AT_ONCE", 2500)
     await store.append_events(events(8, data={"text": "x" * 1000}) + events(1, data={"text": "x" * 9000}))
     left: list[int] = []
-    done = await store._write(operations.delete_session, "s")
+    done = await is_deleted(store)
     while not done:
         left.append(len(await stored_rows(store)))
-        done = await store._write(operations.remove_events, "s")
+        done = await is_removed(store)
     assert left == [7, 5, 3, 1]
     assert await stored_rows(store) == []
+
+
+async def test_runs_of_a_deleted_session_are_gone_while_their_rows_are_still_there(
+    store: SQLSessionStore, second: SQLSessionStore
+) -> None:
+    await save_runs(store, *(f"r{number}" for number in range(12)), input="old")
+    old = await store.claim_run("s")
+    assert old is not None
+    assert not await is_deleted(store)
+    left = len(await stored_rows(store, "asm_runs"))
+    assert left == 7
+    for node in (store, second):
+        assert await node.list_runs("s") == await node.list_orphaned_runs() == []
+        assert await node.list_runs("s", status="pending") == []
+        assert await node.get_active_run("s") is await node.claim_run("s") is None
+        for named in ({"session_id": "s"}, {}):
+            with pytest.raises(RunNotFound):
+                await node.get_run("r11", **named)
+        with pytest.raises(RunNotFound):
+            await node.list_runs("s", after="r11")
+        with pytest.raises(LeaseLost):
+            await node.append_events(events(1), fence=old.fence)
+        await node.release_run(old.fence)
+    # Made anew, with runs of the same ids, in another order.
+    anew = [Run.new(session_id="s", id=id, input="new") for id in ("r11", "x", "r8", "r0")]
+    for run in anew:
+        assert await second.enqueue_run(run, max_open_runs=4) == run
+    with pytest.raises(QueueFull):
+        await store.enqueue_run(Run.new(session_id="s", id="y"), max_open_runs=4)
+    for node in (store, second):
+        assert await node.list_runs("s") == anew
+        assert await node.list_runs("s", after="x") == anew[2:]
+        assert await node.get_run("r8") == anew[2]
+    claimed = await second.claim_run("s", max_concurrent_runs=1)
+    assert claimed is not None
+    assert (claimed.id, claimed.attempt) == ("r11", 1)
+    assert await store.get_active_run("s") == claimed
+    await store._removals.ended("s")
+    assert await stored_rows(store, "asm_removals") == []
+    assert await second.list_runs("s") == [claimed, *anew[1:]]
+    assert len(await stored_rows(store, "asm_runs")) == 4
+
+
+async def test_a_fence_of_a_deleted_session_changes_nothing_of_it(store: SQLSessionStore) -> None:
+    await save_runs(store, *"abcdefghij")
+    claimed = [await store.claim_run("s") for _ in range(10)]
+    assert not await is_deleted(store)
+    for run in claimed:
+        assert run is not None
+        await store.release_run(run.fence)
+        store._owe(operations.unclaim_run, run.fence)
+    revision = await store.wait_for_runs("s", timeout_ms=0)
+    await save_runs(store, "new")
+    assert await store.wait_for_runs("s", timeout_ms=0) > revision == 0
+    assert [run.id for run in await store.list_runs("s")] == ["new"]
+
+
+async def test_many_that_are_deleted_at_once_are_removed_in_steps_of_the_same_size(
+    store: SQLSessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    removed: list[int] = []
+    settle = Transaction.settle
+
+    def settled(transaction: Transaction) -> int | None:
+        removed.append(transaction.removed)
+        return settle(transaction)
+
+    monkeypatch.setattr(Transaction, "settle", settled)
+    names = [f"s{number}" for number in range(40)]
+    await asyncio.gather(*(store.append_events(events(3, name)) for name in names))
+    await asyncio.gather(*map(store.delete_session, names))
+    assert max(removed) == 5
+    assert sum(removed) == 120
+    assert await asyncio.gather(*map(store.get_events, names)) == [[]] * 40
+
+
+async def test_two_stores_that_delete_the_same_session_at_once_remove_it_together(
+    store: SQLSessionStore, second: SQLSessionStore
+) -> None:
+    for _ in range(3):
+        await store.append_events(events(60))
+        await save_runs(store, *map(str, range(20)))
+        await asyncio.gather(*(node.delete_session("s") for node in (store, second, store, second)))
+        for table in ("asm_events", "asm_runs", "asm_removals"):
+            assert await stored_rows(store, table) == []
+        assert numbers(await second.append_events(events(2))) == [1, 2]
+
+
+async def test_a_removal_that_fails_goes_on_by_itself_after_pauses_that_grow(file: str) -> None:
+    clock = JumpingClock()
+    async with SQLSessionStore(f"sqlite:///{file}", busy_timeout_ms=0, clock=clock) as store:
+        await store.append_events(events(40))
+        assert not await is_deleted(store)
+        other = sqlite3.connect(file, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        await store._removals.ended("s")  # nobody waits for a database that refuses
+        for pause_ms in (1000, 2000, 4000):
+            await clock.until_timers()
+            await clock.advance_ms(pause_ms - 1)
+            assert clock.timers == 1
+            await clock.advance_ms(1)
+        await clock.until_timers()
+        assert len(await stored_rows(store)) == 35
+        other.execute("ROLLBACK")
+        other.close()
+        await clock.advance_ms(8000)
+        await until(lambda: not store._removals._task)
+        assert await stored_rows(store) == await stored_rows(store, "asm_removals") == []
+        assert clock.timers == 0
+
+
+async def test_one_that_cannot_be_removed_holds_up_no_others() -> None:
+    clock, left = JumpingClock(), {"a": 3, "broken": 1, "c": 3}
+
+    async def find(past: str, limit: int) -> list[str]:
+        return sorted(id for id in left if id > past)[:limit]
+
+    async def remove(session_ids: list[str]) -> list[str]:
+        if "broken" in session_ids:
+            raise StoreError("the disk is damaged there")
+        for id in session_ids:
+            left[id] -= 1
+        ended = [id for id in session_ids if not left[id]]
+        for id in ended:
+            del left[id]
+        return ended
+
+    removals = Removals(find=find, remove=remove, spawn=asyncio.create_task, clock=clock)
+    removals.begin()
+    while len(left) > 1:
+        await clock.jump()
+    assert left == {"broken": 1}
+    assert removals._task is not None
+    removals._task.cancel()
+
+
+async def test_what_a_process_left_that_was_killed_in_the_middle_is_never_seen_and_removed(
+    file: str, store: SQLSessionStore, node: NewNode
+) -> None:
+    """By a store that is open, which notices; and by one that is opened."""
+    for noticed in (True, False):
+        await store.append_events(events(60))
+        await save_runs(store, *map(str, range(20)))
+        victim = await node("delete-and-die", "s", "5", "4")
+        assert await victim.process.wait() == -signal.SIGKILL
+        assert len(await stored_rows(store)) == 40
+        assert (await store.get_events("s"), await store.list_runs("s")) == ([], [])
+        assert await store.get_latest_sequence("s") == 0
+        assert await store.claim_run("s") is None
+        anew = await store.append_events(events(2))
+        assert numbers(anew) == [1, 2]
+        runs = await save_runs(store, "19")
+        if noticed:
+            while await stored_rows(store, "asm_removals"):
+                await store.append_events(events(1, "other"))
+        else:
+            async with SQLSessionStore(f"sqlite:///{file}") as opened:
+                while await stored_rows(opened, "asm_removals"):
+                    await asyncio.sleep(0.001)
+        assert len(await stored_rows(store)) == 2
+        assert len(await stored_rows(store, "asm_runs")) == 1
+        assert await store.get_events("s") == anew
+        assert await store.list_runs("s") == runs
+        await store.delete_session("s")
+
+
+async def test_a_deletion_cancelled_at_any_turn_is_done_or_not_begun(store: SQLSessionStore) -> None:
+    outcomes: set[int] = set()
+    for turns in range(40):
+        log = await store.append_events(events(30))
+        runs = await save_runs(store, *map(str, range(10)))
+        deleting = asyncio.create_task(store.delete_session("s"))
+        for _ in range(turns):
+            await asyncio.sleep(0.0002 if turns > 10 else 0)
+        deleting.cancel()
+        await asyncio.gather(deleting, return_exceptions=True)
+        await store.append_events(events(1, "other"))  # now it is settled which
+        found = await store.get_events("s")
+        assert found in ([], log)
+        assert await store.list_runs("s") == (runs if found else [])
+        outcomes.add(len(found))
+        await until(lambda: not store._removals._task)
+        assert len(await stored_rows(store)) == len(found)
+        assert len(await stored_rows(store, "asm_runs")) == (10 if found else 0)
+        await store.delete_session("s")
+    assert outcomes == {0, 30}
 
 
 async def test_a_caller_that_gives_up_leaves_the_removal_to_the_store(store: SQLSessionStore) -> None:
     await store.append_events(events(100))
     deleting = asyncio.create_task(store.delete_session("s"))
-    while not store._removals:
+    while not store._removals._answers:
         await asyncio.sleep(0)
     deleting.cancel()
     await asyncio.gather(deleting, return_exceptions=True)
-    while store._removals:
+    while store._removals._task:
         await asyncio.sleep(0)
     assert await stored_rows(store) == await stored_rows(store, "asm_removals") == []
 
@@ -168,7 +381,7 @@ async def test_a_store_that_stops_answers_who_deletes_and_leaves_the_rest_for_th
     async with SQLSessionStore(f"sqlite:///{file}") as store:
         await store.append_events(events(2000))
         deleting = asyncio.create_task(store.delete_session("s"))
-        while not store._removals:
+        while not store._removals._answers:
             await asyncio.sleep(0)
     await deleting
     async with SQLSessionStore(f"sqlite:///{file}") as store:
@@ -178,17 +391,50 @@ async def test_a_store_that_stops_answers_who_deletes_and_leaves_the_rest_for_th
 class _Lingering(SQLSessionStore):
     """Leaves what a deleted session had where it is."""
 
-    async def _remove(self, session_id: str) -> None:
-        self._removals.pop(session_id, None)
+    async def _find_left(self, past: str, limit: int) -> list[str]:
+        return []
+
+    async def _remove_left(self, session_ids: list[str]) -> list[str]:
+        return session_ids
 
 
-class TestALogThatIsNeverRemovedIsNeverSeen(ModelCase):
+class TestWhatIsNeverRemovedIsNeverSeen(ModelCase):
     @pytest.fixture(autouse=True)
     def smallest_steps(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(operations, "REMOVED_AT_ONCE", 1)
 
     def new_store(self, clock: Clock, place: Path) -> SQLSessionStore:
         return _Lingering(f"sqlite:///{place}/asm.db", clock=clock)
+
+
+class _Either:
+    """Each call goes to one of two stores on the same file, by chance."""
+
+    def __init__(self, *stores: SQLSessionStore) -> None:
+        self._stores = stores
+        self._random = Random(1)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._random.choice(self._stores), name)
+
+    async def __aenter__(self) -> _Either:
+        for store in self._stores:
+            await store.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for store in self._stores:
+            await store.stop()
+
+
+class TestTwoStoresThatRemoveWhatEitherDeletes(ModelCase):
+    @pytest.fixture(autouse=True)
+    def smallest_steps(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(operations, "REMOVED_AT_ONCE", 1)
+
+    def new_store(self, clock: Clock, place: Path) -> Any:
+        stores = [SQLSessionStore(f"sqlite:///{place}/asm.db", clock=clock) for _ in range(2)]
+        return _Either(*stores)
 
 
 class TestReadingInTheSmallestPages(ModelCase):

@@ -42,6 +42,7 @@ def upgrade(op: Operations) -> None:
         "asm_removals",
         sa.Column("session_id", TEXT, nullable=False),
         sa.Column("last_sequence", sa.BigInteger, nullable=False),
+        sa.Column("last_position", sa.BigInteger, nullable=False),
         sa.PrimaryKeyConstraint("session_id"),
         sqlite_with_rowid=False,
     )
@@ -82,6 +83,7 @@ def _create_sessions(op: Operations) -> None:
         sa.Column("agent_id", TEXT, nullable=False),
         sa.Column("status", TEXT, nullable=False),
         sa.Column("parent_session_id", TEXT),
+        sa.Column("byte_size", sa.BigInteger, nullable=False),
         sa.Column("metadata", sa.Text, nullable=False),
         sa.Column("context", sa.Text, nullable=False),
         sa.Column("tags", sa.Text, nullable=False),
@@ -104,6 +106,7 @@ def _create_runs(op: Operations) -> None:
         sa.Column("position", sa.BigInteger, nullable=False),
         sa.Column("owner", TEXT),
         sa.Column("attempt", sa.BigInteger, nullable=False),
+        sa.Column("byte_size", sa.BigInteger, nullable=False),
         sa.Column("input", sa.Text),
         sa.Column("output", sa.Text),
         sa.Column("error", sa.Text),

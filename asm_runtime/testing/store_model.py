@@ -18,7 +18,7 @@ from asm_runtime.ports import ExecutionResult
 from asm_runtime.records import Event, EventType, Fence, Run, RunStatus, Session, SessionStatus
 from asm_runtime.testing.store_case import StoreCase, StoreUnderTest, events, json_size, run, session
 
-__all__ = ["ModelCase", "StoreModel"]
+__all__ = ["ModelCase", "StoreModel", "random_event", "random_filter"]
 
 NOON = datetime(2024, 1, 1, 12, tzinfo=UTC)
 SESSIONS = ["s1", "s2", "s3"]
@@ -186,7 +186,8 @@ class ModelCase(StoreCase):
                     await store.delete_session("s1")
                 else:
                     batch = [
-                        _event(random, 400).replace(session_id="s1") for _ in range(random.randrange(40))
+                        random_event(random, 400).replace(session_id="s1")
+                        for _ in range(random.randrange(40))
                     ]
                     model.flush(ExecutionResult(events=batch))
                     moments.append(model)
@@ -194,7 +195,7 @@ class ModelCase(StoreCase):
 
         async def read() -> None:
             while not writing.done():
-                filter = _filter(random)
+                filter = random_filter(random)
                 if random.random() < 0.5:
                     filter |= {"limit": None, "max_bytes": None, "after": None, "before": None}
                 begun = len(moments) - 2
@@ -213,7 +214,7 @@ async def _step(random: Random, store: StoreUnderTest, model: StoreModel) -> Non
         weights=(20, 25, 15, 15, 5, 15, 5, 4),
     )[0]:
         case "append":
-            batch, fence = [_event(random) for _ in range(random.randrange(4))], _fence(random, model)
+            batch, fence = [random_event(random) for _ in range(random.randrange(4))], _fence(random, model)
             outcome = await _outcome(store.append_events, batch, fence=fence if batch else None)
             expected = _expected(model.flush, ExecutionResult(events=batch), fence=fence if batch else None)
             assert _numbered(outcome) == expected
@@ -238,7 +239,7 @@ async def _step(random: Random, store: StoreUnderTest, model: StoreModel) -> Non
             await store.release_run(fence)
             model.release(fence)
         case "read":
-            filter = _filter(random)
+            filter = random_filter(random)
             assert await store.get_events(session_id, **filter) == model.read(session_id, **filter)
             assert await store.get_latest_sequence(session_id) == len(model.events.get(session_id, []))
         case "runs":
@@ -272,7 +273,8 @@ def _numbered(outcome: Any) -> Any:
     return [(event.id, event.sequence_number) for event in outcome] if isinstance(outcome, list) else outcome  # pyright: ignore
 
 
-def _event(random: Random, ids: int = 60) -> Event:
+def random_event(random: Random, ids: int = 60) -> Event:
+    """An event of any of the sessions, with one of so many ids."""
     return events(
         1,
         random.choice(SESSIONS),
@@ -320,10 +322,12 @@ def _result(random: Random, model: StoreModel) -> tuple[ExecutionResult, dict[st
             options["expected_run_status"] = random.choice(("absent", "pending", "running"))
         if random.random() < 0.3:
             options["expected_run"] = random.choice((saved, stored))
-    return ExecutionResult(row, saved, [_event(random) for _ in range(random.randrange(3))]), options
+    return ExecutionResult(row, saved, [random_event(random) for _ in range(random.randrange(3))]), options
 
 
-def _filter(random: Random) -> dict[str, Any]:
+def random_filter(random: Random) -> dict[str, Any]:
+    """Arguments of `get_events`."""
+
     def maybe(value: Any) -> Any:
         return random.choice((None, value))
 

@@ -82,21 +82,24 @@ def event_page(
     limit = limit if filter.limit is None else min(limit, filter.limit)
     max_bytes = max_bytes if room is None else min(max_bytes, room)
     bounds = _parameters(session_id, filter) | {"limit": limit, "examined": examined}
-    visible: int | None = None
+    before = bounds["before"]
+    known: _Page | None = None
     while True:
         passed, expected = _passed(cursor, session_id, filter)
         query, narrowed, position = _narrowed(cursor, filter, bounds | {"after": passed})
         page = _page(cursor, session_id, query, narrowed, position, max_bytes)
-        if page.incarnation != expected and expected is not None:
+        if expected is not None and page.incarnation != expected:
             continue  # the session was made anew since it was known what has passed
-        if not page.is_being_removed or bounds["before"] <= (page.head or 0) + 1:
+        if known is not None and page.incarnation != known.incarnation:
+            known, bounds["before"] = None, before  # or since it was known where it ends
+        elif not page.is_being_removed or bounds["before"] <= (page.head or 0) + 1:
             break
-        # What stands past the latest number belongs to the deleted session of that id.
-        visible = page.head or 0
-        bounds["before"] = visible + 1
+        else:
+            # What stands past the latest number belongs to the deleted session of that id.
+            known, bounds["before"] = page, min(before, (page.head or 0) + 1)
     head, events, position = page.head, page.events, page.position
-    if visible is not None:  # what was appended since is not in the page
-        head = min(visible, head or 0)
+    if known is not None:  # what was appended since is not in the page
+        head = min(known.head or 0, head or 0)
     if room is not None:
         used = [*accumulate(byte_size(event) for event in events)]
         count = sum(one <= room for one in used)
@@ -174,22 +177,24 @@ def _page(
     position: int | None,
     max_bytes: int,
 ) -> _Page:
-    limit = may_follow = bounds["limit"]
-    statement = statements.page(query)
-    cursor.execute(statement, bounds | {"largest": max_bytes // limit})
-    is_being_removed, head, incarnation, largest, *lists = cursor.fetchone()
-    while largest is None or largest * limit > max_bytes:
-        cursor.execute(statements.sizes(query), bounds)
+    limit, statement = bounds["limit"], statements.page(query)
+    while True:
+        cursor.execute(statement, bounds | {"largest": max_bytes // limit})
+        is_being_removed, head, incarnation, largest, *lists = cursor.fetchone()
+        may_follow = limit
+        if largest is not None and largest * limit <= max_bytes:
+            break
+        # Not what is appended meanwhile: it was not measured, and newest first it would come in between.
+        measured = bounds if head is None else bounds | {"before": min(bounds["before"], head + 1)}
+        cursor.execute(statements.sizes(query), measured)
         sizes: list[int] = decode(cursor.fetchone()[0])
-        if not sizes:
+        if not sizes and head is None:
             break
         count = max(1, sum(used <= max_bytes for used in accumulate(sizes)))
-        # No more than were measured: what was appended since is of unknown size.
-        measured = bounds | {"limit": count, "largest": _ANY_SIZE}
-        before = incarnation
+        measured = measured | {"limit": count, "largest": _ANY_SIZE}
         cursor.execute(statement, measured)
-        is_being_removed, head, incarnation, largest, *lists = cursor.fetchone()
-        if incarnation == before:  # else these are not the events that were measured
+        is_being_removed, _, now, _, *lists = cursor.fetchone()
+        if now == incarnation:  # else these are not the events that were measured
             may_follow, bounds = (count if count < len(sizes) else limit), measured
             break
     try:

@@ -57,8 +57,19 @@ async def save_runs(store: SQLSessionStore, *ids: str, **fields: Any) -> list[Ru
     return runs
 
 
-async def is_deleted(store: SQLSessionStore, session_id: str = "s") -> bool:
+class PatientStore(SQLSessionStore):
+    """Lets a test say when it may go on with what deleted sessions have left."""
+
+    is_held = False
+
+    async def _remove_left(self, session_ids: list[str]) -> list[str]:
+        await until(lambda: not self.is_held)
+        return await super()._remove_left(session_ids)
+
+
+async def is_deleted(store: PatientStore, session_id: str = "s") -> bool:
     """Delete it, and remove no more than the first step; whether nothing is left."""
+    store.is_held = True
     return await store._write(operations.delete_session, session_id)
 
 
@@ -81,12 +92,18 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-async def second(file: str, store: SQLSessionStore) -> AsyncIterator[SQLSessionStore]:
+async def store(file: str) -> AsyncIterator[PatientStore]:
+    async with PatientStore(f"sqlite:///{file}") as store:
+        yield store
+
+
+@pytest.fixture
+async def second(file: str, store: PatientStore) -> AsyncIterator[SQLSessionStore]:
     async with SQLSessionStore(f"sqlite:///{file}") as second:
         yield second
 
 
-async def test_when_the_deletion_returns_nothing_is_left(store: SQLSessionStore) -> None:
+async def test_when_the_deletion_returns_nothing_is_left(store: PatientStore) -> None:
     await store.append_events(events(42))
     await save_runs(store, *map(str, range(42)))
     await store.delete_session("s")
@@ -96,7 +113,7 @@ async def test_when_the_deletion_returns_nothing_is_left(store: SQLSessionStore)
 
 @pytest.mark.parametrize("order", ["asc", "desc"])
 async def test_a_session_is_gone_for_every_reader_while_its_log_is_still_there(
-    store: SQLSessionStore, second: SQLSessionStore, order: Order
+    store: PatientStore, second: SQLSessionStore, order: Order
 ) -> None:
     log = await store.append_events(events(40))
     assert not await is_deleted(store)
@@ -116,6 +133,7 @@ async def test_a_session_is_gone_for_every_reader_while_its_log_is_still_there(
             found = await node.get_events("s", order=order, **filter)
             assert found == (anew if order == "asc" else anew[::-1])
     assert numbers(await store.append_events([anew[1], *events(20)])) == [2, *range(4, 24)]
+    store.is_held = False
     await store._removals.ended("s")
     assert len(await stored_rows(store)) == 23
     assert await stored_rows(store, "asm_removals") == []
@@ -123,20 +141,22 @@ async def test_a_session_is_gone_for_every_reader_while_its_log_is_still_there(
 
 
 async def test_a_session_deleted_again_while_its_log_is_being_removed_leaves_nothing(
-    store: SQLSessionStore,
+    store: PatientStore,
 ) -> None:
     for count in (40, 12, 60):
         await store.append_events(events(count))
         assert not await is_deleted(store)
     assert await store.get_events("s") == []
+    store.is_held = False
     await store._removals.ended("s")
     assert await stored_rows(store) == await stored_rows(store, "asm_removals") == []
 
 
-async def test_a_reader_that_waits_is_not_woken_by_what_is_being_removed(store: SQLSessionStore) -> None:
+async def test_a_reader_that_waits_is_not_woken_by_what_is_being_removed(store: PatientStore) -> None:
     await store.append_events(events(40))
     assert not await is_deleted(store)
     waiting = asyncio.create_task(store.get_events("s", wait_timeout_ms=60_000))
+    store.is_held = False
     await store._removals.ended("s")
     assert not waiting.done()
     stored = await store.append_events(events(2))
@@ -144,7 +164,7 @@ async def test_a_reader_that_waits_is_not_woken_by_what_is_being_removed(store: 
 
 
 async def test_what_is_left_by_a_process_that_died_is_removed_at_the_next_opening(file: str) -> None:
-    async with SQLSessionStore(f"sqlite:///{file}") as store:
+    async with PatientStore(f"sqlite:///{file}") as store:
         await store.append_events(events(40))
         assert not await is_deleted(store)
         anew = await store.append_events(events(3))
@@ -155,7 +175,7 @@ async def test_what_is_left_by_a_process_that_died_is_removed_at_the_next_openin
         assert await store.get_events("s") == anew
 
 
-async def test_others_write_between_the_steps(store: SQLSessionStore) -> None:
+async def test_others_write_between_the_steps(store: PatientStore) -> None:
     await store.append_events(events(200))
     deleting = asyncio.create_task(store.delete_session("s"))
     written = 0
@@ -166,7 +186,7 @@ async def test_others_write_between_the_steps(store: SQLSessionStore) -> None:
 
 
 async def test_a_step_removes_no_more_bytes_than_it_may(
-    store: SQLSessionStore, monkeypatch: pytest.MonkeyPatch
+    store: PatientStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(operations, "BYTES_REMOVED_AT_ONCE", 2500)
     await store.append_events(events(8, data={"text": "x" * 1000}) + events(1, data={"text": "x" * 9000}))
@@ -180,7 +200,7 @@ async def test_a_step_removes_no_more_bytes_than_it_may(
 
 
 async def test_runs_of_a_deleted_session_are_gone_while_their_rows_are_still_there(
-    store: SQLSessionStore, second: SQLSessionStore
+    store: PatientStore, second: SQLSessionStore
 ) -> None:
     await save_runs(store, *(f"r{number}" for number in range(12)), input="old")
     old = await store.claim_run("s")
@@ -214,13 +234,14 @@ async def test_runs_of_a_deleted_session_are_gone_while_their_rows_are_still_the
     assert claimed is not None
     assert (claimed.id, claimed.attempt) == ("r11", 1)
     assert await store.get_active_run("s") == claimed
+    store.is_held = False
     await store._removals.ended("s")
     assert await stored_rows(store, "asm_removals") == []
     assert await second.list_runs("s") == [claimed, *anew[1:]]
     assert len(await stored_rows(store, "asm_runs")) == 4
 
 
-async def test_a_fence_of_a_deleted_session_changes_nothing_of_it(store: SQLSessionStore) -> None:
+async def test_a_fence_of_a_deleted_session_changes_nothing_of_it(store: PatientStore) -> None:
     await save_runs(store, *"abcdefghij")
     claimed = [await store.claim_run("s") for _ in range(10)]
     assert not await is_deleted(store)
@@ -235,7 +256,7 @@ async def test_a_fence_of_a_deleted_session_changes_nothing_of_it(store: SQLSess
 
 
 async def test_many_that_are_deleted_at_once_are_removed_in_steps_of_the_same_size(
-    store: SQLSessionStore, monkeypatch: pytest.MonkeyPatch
+    store: PatientStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     removed: list[int] = []
     settle = Transaction.settle
@@ -254,7 +275,7 @@ async def test_many_that_are_deleted_at_once_are_removed_in_steps_of_the_same_si
 
 
 async def test_two_stores_that_delete_the_same_session_at_once_remove_it_together(
-    store: SQLSessionStore, second: SQLSessionStore
+    store: PatientStore, second: SQLSessionStore
 ) -> None:
     for _ in range(3):
         await store.append_events(events(60))
@@ -267,11 +288,12 @@ async def test_two_stores_that_delete_the_same_session_at_once_remove_it_togethe
 
 async def test_a_removal_that_fails_goes_on_by_itself_after_pauses_that_grow(file: str) -> None:
     clock = JumpingClock()
-    async with SQLSessionStore(f"sqlite:///{file}", busy_timeout_ms=0, clock=clock) as store:
+    async with PatientStore(f"sqlite:///{file}", busy_timeout_ms=0, clock=clock) as store:
         await store.append_events(events(40))
         assert not await is_deleted(store)
         other = sqlite3.connect(file, isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
+        store.is_held = False
         await store._removals.ended("s")  # nobody waits for a database that refuses
         for pause_ms in (1000, 2000, 4000):
             await clock.until_timers()
@@ -314,7 +336,7 @@ async def test_one_that_cannot_be_removed_holds_up_no_others() -> None:
 
 
 async def test_what_a_process_left_that_was_killed_in_the_middle_is_never_seen_and_removed(
-    file: str, store: SQLSessionStore, node: NewNode
+    file: str, store: PatientStore, node: NewNode
 ) -> None:
     """By a store that is open, which notices; and by one that is opened."""
     for noticed in (True, False):
@@ -343,7 +365,7 @@ async def test_what_a_process_left_that_was_killed_in_the_middle_is_never_seen_a
         await store.delete_session("s")
 
 
-async def test_a_deletion_cancelled_at_any_turn_is_done_or_not_begun(store: SQLSessionStore) -> None:
+async def test_a_deletion_cancelled_at_any_turn_is_done_or_not_begun(store: PatientStore) -> None:
     outcomes: set[int] = set()
     for turns in range(40):
         log = await store.append_events(events(30))
@@ -365,7 +387,7 @@ async def test_a_deletion_cancelled_at_any_turn_is_done_or_not_begun(store: SQLS
     assert outcomes == {0, 30}
 
 
-async def test_a_caller_that_gives_up_leaves_the_removal_to_the_store(store: SQLSessionStore) -> None:
+async def test_a_caller_that_gives_up_leaves_the_removal_to_the_store(store: PatientStore) -> None:
     await store.append_events(events(100))
     deleting = asyncio.create_task(store.delete_session("s"))
     while not store._removals._answers:

@@ -27,13 +27,25 @@ for _part in ("case", "records", "payloads", "log", "queue", "model", "shared"):
     pytest.register_assert_rewrite(f"asm_runtime.testing.store_{_part}")
 
 from asm_runtime.testing.store_log import LogCase, LongPollCase  # noqa: E402  the asserts are rewritten first
-from asm_runtime.testing.store_model import ModelCase  # noqa: E402
+from asm_runtime.testing.store_model import (  # noqa: E402
+    ModelCase,
+    StoreModel,
+    random_event,
+    random_filter,
+)
 from asm_runtime.testing.store_payloads import PayloadsCase  # noqa: E402
 from asm_runtime.testing.store_queue import QueueCase, RevisionCase  # noqa: E402
 from asm_runtime.testing.store_records import LifeCase, RecordsCase  # noqa: E402
 from asm_runtime.testing.store_shared import SharedDataConformance  # noqa: E402
 
-__all__ = ["ModelCase", "SessionStoreConformance", "SharedDataConformance"]
+__all__ = [
+    "ModelCase",
+    "SessionStoreConformance",
+    "SharedDataConformance",
+    "StoreModel",
+    "random_event",
+    "random_filter",
+]
 
 
 class SessionStoreConformance(

@@ -453,10 +453,12 @@ def list_runs(*, statuses: int | None, resumed: bool) -> str:
 
     Parameters by name: session_id, limit; for a filter s0, s1 …; if it is resumed after (a run's id).
     """
-    live = f"session_id = :session_id AND {_live(':session_id')}"
-    where = live
+    where = f"session_id = :session_id AND {_live(':session_id')}"
     if resumed:
-        where += f" AND position > (SELECT position FROM asm_runs WHERE {live} AND id = :after)"
+        where = (
+            "session_id = :session_id"
+            f" AND position > (SELECT position FROM asm_runs WHERE {where} AND id = :after)"
+        )
     ranges = [where]
     if statuses is not None:
         ranges = [f"{where} AND status = :s{index}" for index in range(statuses)]

@@ -19,7 +19,7 @@ from asm_runtime.stores.sql import operations, paging
 from asm_runtime.stores.sql.group import Writer
 from asm_runtime.stores.sql.paging import Pages
 from asm_runtime.stores.sql.rows import event_row
-from asm_runtime.testing.store_model import StoreModel, random_event, random_filter
+from asm_runtime.testing.store_conformance import StoreModel, random_event, random_filter
 
 NOW = datetime(2024, 1, 1, tzinfo=UTC)
 """Pages, bytes of a page, examined: the smallest, small ones, those of the release."""

@@ -184,18 +184,17 @@ def _page(
         may_follow = limit
         if largest is not None and largest * limit <= max_bytes:
             break
+        cursor.execute(statements.sizes(query), bounds)
+        measured, greatest, head, incarnation = cursor.fetchone()
+        sizes: list[int] = decode(measured)
+        count = max(1, sum(used <= max_bytes for used in accumulate(sizes))) if sizes else 0
         # Not what is appended meanwhile: it was not measured, and newest first it would come in between.
-        measured = bounds if head is None else bounds | {"before": min(bounds["before"], head + 1)}
-        cursor.execute(statements.sizes(query), measured)
-        sizes: list[int] = decode(cursor.fetchone()[0])
-        if not sizes and head is None:
-            break
-        count = max(1, sum(used <= max_bytes for used in accumulate(sizes)))
-        measured = measured | {"limit": count, "largest": _ANY_SIZE}
-        cursor.execute(statement, measured)
+        before = min(bounds["before"], 1 + max(head or 0, greatest or 0))
+        narrower = bounds | {"limit": count, "largest": _ANY_SIZE, "before": before}
+        cursor.execute(statement, narrower)
         is_being_removed, _, now, _, *lists = cursor.fetchone()
         if now == incarnation:  # else these are not the events that were measured
-            may_follow, bounds = (count if count < len(sizes) else limit), measured
+            may_follow, bounds = (count if count < len(sizes) else limit), narrower
             break
     try:
         events = events_of(lists, session_id)

@@ -12,9 +12,9 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import msgspec
 
+from asm_runtime.artifacts import ArtifactRegistry, ArtifactStats, ArtifactStore, BlobInfo, BytesLike
 from asm_runtime.payload import JsonObject
 from asm_runtime.records import (
-    Artifact,
     Event,
     EventType,
     Fence,
@@ -25,7 +25,11 @@ from asm_runtime.records import (
 )
 
 __all__ = [
+    "ArtifactRegistry",
+    "ArtifactStats",
     "ArtifactStore",
+    "BlobInfo",
+    "BytesLike",
     "Capability",
     "Emit",
     "ExecutionResult",
@@ -532,24 +536,4 @@ class Maintenance(Protocol):
 
     async def prune_session_events(self, session_id: str, **policy: Any) -> int:
         """Remove old events of a session; returns how many."""
-        ...
-
-
-class ArtifactStore(Protocol):
-    """Where blobs live. Not implemented by this release."""
-
-    async def put(self, key: str, data: bytes, **options: Any) -> Artifact:
-        """Store a blob."""
-        ...
-
-    async def get(self, key: str) -> bytes:
-        """Read a blob.
-
-        Raises:
-            ArtifactNotFound: No blob has that key.
-        """
-        ...
-
-    async def delete(self, key: str) -> None:
-        """Remove a blob. Idempotent."""
         ...

@@ -1,23 +1,25 @@
-"""Where sessions live: stores that keep the contract of `asm_runtime.ports.SessionStore`.
+"""Where sessions and artifacts live: stores that keep the contracts of `asm_runtime.ports`.
 
-`SQLSessionStore` loads SQLAlchemy, and only when that name is used.
+What needs SQLAlchemy or `obstore` loads it only when its name is used.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
+from asm_runtime.stores.artifacts.files import FileArtifactStore
 from asm_runtime.stores.memory import InMemorySessionStore
 
 if TYPE_CHECKING:
     from asm_runtime.stores.sql import SQLSessionStore
 
-__all__ = ["InMemorySessionStore", "SQLSessionStore"]
+__all__ = ["FileArtifactStore", "InMemorySessionStore", "SQLSessionStore"]
+
+_ON_DEMAND = {"SQLSessionStore": "asm_runtime.stores.sql"}
 
 
 def __getattr__(name: str) -> object:
-    if name == "SQLSessionStore":
-        from asm_runtime.stores.sql import SQLSessionStore
-
-        return SQLSessionStore
+    if name in _ON_DEMAND:
+        return getattr(import_module(_ON_DEMAND[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,8 +18,9 @@ U = TypeVar("U")
 FEW = 64
 """So many records are no long work: they are worth no look at the clock."""
 
-LOOK_EVERY = 8
-"""After how many more the clock is looked at: that takes a tenth of the time of a small one."""
+AT_ONCE = 16
+"""How many that are not large are done between two looks at the clock. They take 50 µs if they are small, and
+10 ms if each is all but large."""
 
 STRETCH_SECONDS = 0.002
 """How long others wait at most. By the clock: how long a record takes depends on what is in it."""
@@ -56,18 +57,34 @@ async def in_turn(function: Callable[[T], U], item: T, *, large: Callable[[T], U
 
 
 async def in_turns(
-    function: Callable[[T], U], items: Sequence[T], *, large: Callable[[T], U] | None = None
+    function: Callable[[T], U],
+    items: Sequence[T],
+    *,
+    large: Callable[[T], U] | None = None,
+    few: Callable[[Sequence[T]], list[U]] | None = None,
 ) -> list[U]:
-    """The function's results for the items as they are now, each as of `in_turn`."""
+    """The function's results for the items as they are now, each as of `in_turn`.
+
+    Args:
+        function: What is to be done with one.
+        items: With what.
+        large: What is done with a large record; None: the same.
+        few: The function for several that are not large; None: for one after another.
+    """
     results: list[U] = []
     pace = Pace()
-    for number, item in enumerate(tuple(items)):
-        if _is_large(item):
-            results.append(await asyncio.to_thread(large or function, item))
-        else:
-            results.append(function(item))
-        if number >= FEW and not number % LOOK_EVERY and pace.is_over:
+    items = tuple(items)
+    for start in range(0, len(items), AT_ONCE):
+        if start and pace.is_over:
             await pace.rest()
+        some = items[start : start + AT_ONCE]
+        if any(map(_is_large, some)):
+            for item in some:
+                results.append(await in_turn(function, item, large=large))
+        elif few is None:
+            results += map(function, some)
+        else:
+            results += few(some)
     return results
 
 

@@ -189,8 +189,8 @@ class Writer:
         """Inside a transaction: results, effects, whether anything was written, the number of the change."""
         lone = None if careful else _lone_event(requests)
         if lone is not None:
-            number = append_alone(cursor, *lone)
-            return [[lone[0]]], [Appended([lone[0]])], True, number
+            number = append_alone(cursor, lone)
+            return [[lone[-1]]], [Appended([lone[-1]])], True, number
         transaction = Transaction(cursor, node_id=self._node_id, now=now, careful=careful)
         results = _results(transaction, requests)
         change = transaction.settle()

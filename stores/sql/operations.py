@@ -48,7 +48,7 @@ def append(transaction: Transaction, rows: Sequence[EventRow], fence: Fence | No
 
 def byte_size(rows: Sequence[EventRow], fence: Fence | None) -> int:
     """How much an append writes: its arguments are those of `append`."""
-    return rows[0][1][8] if len(rows) == 1 else sum([row[8] for _, row in rows])
+    return rows[0][8] if len(rows) == 1 else sum([row[8] for row in rows])
 
 
 def append_all(

@@ -18,11 +18,14 @@ from asm_runtime.stores import rules
 
 __all__ = [
     "EVENT_COLUMNS",
+    "PLACED_COLUMNS",
     "EventRow",
     "Row",
     "drafted",
+    "drafted_few",
     "event_of",
     "event_row",
+    "event_rows",
     "events_of",
     "large_drafted",
     "large_event_row",
@@ -40,9 +43,13 @@ EVENT_COLUMNS = (
     "byte_size", "metadata", "data", "sequence_number", "later_timestamp",
 )  # fmt: skip
 
-EventRow = tuple[Event, Row]
-"""An event on its way into the log, and its columns but for the last two, which its place in the log gives
-it: its number, and the latest time before it if that is later than its own."""
+PLACED_COLUMNS = 2
+"""The last of them, which its place in the log gives an event: its number, and the latest time before it if
+that is later than its own."""
+
+EventRow = tuple[Any, ...]
+"""The other columns of an event on its way into the log, and the event itself. One tuple and not two: each
+that is made is one more for the garbage collector to look at."""
 
 
 def text_of(at: datetime) -> str:
@@ -51,19 +58,33 @@ def text_of(at: datetime) -> str:
     return text if len(text) == 27 else text[:-1] + ".000000Z"
 
 
+def _texts_of(times: Sequence[datetime]) -> list[str]:
+    """`text_of` for one or more."""
+    texts = encode(times).decode()[2:-2].split('","')
+    return [text if len(text) == 27 else text[:-1] + ".000000Z" for text in texts]
+
+
 def event_row(event: Event) -> EventRow:
     """An event in canonical form, with its row as far as it is known."""
-    data = encode(event.data)
-    metadata = encode(event.metadata) if event.metadata else b"{}"
-    return _event_row(event, len(metadata) + len(data), metadata.decode(), data.decode())
+    return _event_row(event, text_of(event.timestamp), encode(event.metadata), encode(event.data))
+
+
+def event_rows(events: Sequence[Event]) -> list[EventRow]:
+    """The same for several, one or more."""
+    times = _texts_of([event.timestamp for event in events])
+    return [
+        _event_row(event, at, encode(event.metadata), encode(event.data))
+        for event, at in zip(events, times, strict=True)
+    ]
 
 
 def large_event_row(event: Event) -> EventRow:
-    """The same, encoded in pieces: see `payload.json_pieces`."""
+    """The same for one, encoded in pieces: see `payload.json_pieces`."""
     pieces = [list(json_pieces(payload)) for payload in (event.metadata, event.data)]
     size = sum(len(piece) for text in pieces for piece in text)
     metadata, data = ("".join(piece.decode() for piece in text) for text in pieces)
-    return _event_row(event, size, metadata, data)
+    row = _event_row(event, text_of(event.timestamp), b"", b"")
+    return (*row[:8], size, metadata, data, event)
 
 
 def drafted(event: Event) -> EventRow:
@@ -75,24 +96,30 @@ def drafted(event: Event) -> EventRow:
     return event_row(rules.checked("event", event, Event))
 
 
+def drafted_few(events: Sequence[Event]) -> list[EventRow]:
+    """The same for several, one or more."""
+    return event_rows([event.checked() for event in events])
+
+
 def large_drafted(event: Event) -> EventRow:
     """The same by `large_event_row`."""
     return large_event_row(event.checked())
 
 
-def _event_row(event: Event, size: int, metadata: str, data: str) -> EventRow:
-    return event, (
+def _event_row(event: Event, at: str, metadata: bytes, data: bytes) -> EventRow:
+    return (
         event.session_id,
         event.id,
         str.__str__(event.type),
         event.run_id,
-        text_of(event.timestamp),
+        at,
         event.schema_version,
         event.provider,
         event.correlation_id,
-        size,
-        metadata,
-        data,
+        len(metadata) + len(data),
+        metadata.decode(),
+        data.decode(),
+        event,
     )
 
 

@@ -23,7 +23,14 @@ from asm_runtime.stores.sql import operations
 from asm_runtime.stores.sql.group import Outcome, Writer
 from asm_runtime.stores.sql.paging import Pages
 from asm_runtime.stores.sql.removals import Removals
-from asm_runtime.stores.sql.rows import drafted, event_row, large_drafted, large_event_row
+from asm_runtime.stores.sql.rows import (
+    drafted,
+    drafted_few,
+    event_row,
+    event_rows,
+    large_drafted,
+    large_event_row,
+)
 from asm_runtime.stores.sql.sqlite import forks, reading
 from asm_runtime.stores.sql.sqlite.transaction import Appended, Deleted, Transaction
 from asm_runtime.stores.sql.target import database_of
@@ -392,7 +399,7 @@ class SQLSessionStore(GroupActor):
         )
         expected_run = await rules.expected_row("expected_run", expected_run, result.run, Run)
         fence = rules.optional_fence(fence)
-        rows = await in_turns(event_row, result.events, large=large_event_row)
+        rows = await in_turns(event_row, result.events, large=large_event_row, few=event_rows)
         if result.run is not None:
             await self._known_alive(result.run.owner)
         return await self._write(
@@ -413,7 +420,8 @@ class SQLSessionStore(GroupActor):
 
     async def append_events(self, events: Sequence[Event], *, fence: Fence | None = None) -> list[Event]:
         """See `SessionStore`."""
-        rows = await in_turns(drafted, rules.events_in("events", events), large=large_drafted)
+        events = rules.events_in("events", events)
+        rows = await in_turns(drafted, events, large=large_drafted, few=drafted_few)
         return await self._write(operations.append, rows, rules.optional_fence(fence))
 
     async def get_events(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from asm_runtime.payload import LARGE
 from asm_runtime.records import Event, Run, Session
 from asm_runtime.stores import pace
-from asm_runtime.stores.pace import FEW, LOOK_EVERY, in_turn, in_turns
+from asm_runtime.stores.pace import AT_ONCE, in_turn, in_turns
 
 SMALL = Event.new(type="custom", session_id="s", data={"a": 1})
 
@@ -64,5 +65,20 @@ async def test_others_have_their_turn_while_much_is_done(monkeypatch: pytest.Mon
         assert len(work.result()) == count
         return turns
 
-    assert await turns(FEW) <= 2
-    assert await turns(3 * FEW) >= 2 * FEW // LOOK_EVERY
+    assert await turns(AT_ONCE) <= 2
+    assert await turns(9 * AT_ONCE) >= 8
+
+
+async def test_several_that_are_not_large_are_done_together_and_in_their_order() -> None:
+    records = [SMALL.replace(id=f"e{number}") for number in range(5 * AT_ONCE)]
+    records[AT_ONCE + 3] = records[AT_ONCE + 3].replace(data={"a": [0] * LARGE})
+    together: list[int] = []
+
+    def few(some: Sequence[Any]) -> list[Any]:
+        together.append(len(some))
+        return [where(record) for record in some]
+
+    done = await in_turns(where, records, large=large, few=few)
+    assert [record for record, _, _ in done] == records
+    assert [how for _, how, _ in done].count("large") == 1
+    assert together == [AT_ONCE] * 4

@@ -7,7 +7,7 @@ from functools import lru_cache
 from itertools import chain
 from typing import Any
 
-from asm_runtime.stores.sql.rows import EVENT_COLUMNS, Row
+from asm_runtime.stores.sql.rows import EVENT_COLUMNS, EventRow
 
 __all__ = ["INSERT_EVENT", "INSERT_SIZES", "SHARING", "insert_events", "insertion"]
 
@@ -39,20 +39,26 @@ def insert_events(count: int, alike: tuple[int, ...] = ()) -> str:
     return f"INSERT OR FAIL INTO asm_events ({columns}) VALUES " + ", ".join([f"({places})"] * count)
 
 
-def insertion(rows: Sequence[Row]) -> tuple[str, list[Any]]:
-    """The statement that inserts those rows of events, and its parameters.
+def insertion(
+    rows: Sequence[EventRow], numbers: Sequence[int], later: Sequence[str | None]
+) -> tuple[str, list[Any]]:
+    """The statement that inserts events, and its parameters.
 
     What is the same in all of them is bound once: to bind 13 values a row takes longer than to insert it
     (2.7 us an event in batches of 50, 1.2 with 6 values).
+
+    Args:
+        rows: What was known of them.
+        numbers: For each its place in the log.
+        later: For each the latest time before it, if that is later than its own.
     """
     count = len(rows)
-    if count < SHARING:
-        return insert_events(count), list(chain.from_iterable(rows))
-    columns = list(zip(*rows, strict=True))
+    columns: list[Sequence[Any]] = [*list(zip(*rows, strict=True))[:-1], numbers, later]
     alike: list[int] = []
-    for group in _GROUPS:
-        if all(columns[number].count(columns[number][0]) == count for number in group):
-            alike += group
+    if count >= SHARING:
+        for group in _GROUPS:
+            if all(columns[number].count(columns[number][0]) == count for number in group):
+                alike += group
     shared = [columns[number][0] for number in alike]
     own = [column for number, column in enumerate(columns) if number not in alike]
     return insert_events(count, tuple(alike)), [*shared, *chain.from_iterable(zip(*own, strict=True))]

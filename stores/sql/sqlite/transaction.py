@@ -18,7 +18,7 @@ from msgspec.structs import force_setattr
 from asm_runtime.payload import decode, encode
 from asm_runtime.records import Event, Fence
 from asm_runtime.stores import rules
-from asm_runtime.stores.sql.rows import EVENT_COLUMNS, EventRow, Row, events_of, own_copy
+from asm_runtime.stores.sql.rows import EVENT_COLUMNS, EventRow, events_of, own_copy
 from asm_runtime.stores.sql.sqlite import statements
 from asm_runtime.stores.sql.sqlite.insertion import INSERT_EVENT, INSERT_SIZES, insertion
 
@@ -89,7 +89,7 @@ PORTION_BYTES = 1 << 20
 """How much one statement writes or answers: each holds a copy of it."""
 
 
-def append_alone(cursor: Cursor, event: Event, row: Row) -> int:
+def append_alone(cursor: Cursor, row: EventRow) -> int:
     """What a `Transaction` does whose only request is to append one event: most of a quiet store's.
 
     Returns:
@@ -100,8 +100,8 @@ def append_alone(cursor: Cursor, event: Event, row: Row) -> int:
     number, latest, largest = cursor.fetchone() or _EMPTY
     number += 1
     later = latest if latest > at else None
-    force_setattr(event, "sequence_number", number)
-    cursor.execute(INSERT_EVENT, (*row, number, later))
+    force_setattr(row[-1], "sequence_number", number)
+    cursor.execute(INSERT_EVENT, (*row[:-1], number, later))
     head = number, later or at, max(size, largest)
     cursor.execute(statements.RAISE_COUNTER, (session_id, *head, getrandbits(62), 0, 0))
     cursor.execute(statements.RECORD_CHANGE, (None, encode([session_id]).decode()))
@@ -187,39 +187,36 @@ class Transaction:
         The events are the store's own copies, which nobody else holds yet: they get their numbers
         in place.
         """
-        heads = self._heads
-        sessions = {row[0] for batch in batches for _, row in batch}
-        self._read_heads(sessions)
-        stored = None
+        rows = [row for batch in batches for row in batch]
+        self._read_heads({row[0] for row in rows})
+        stored: dict[tuple[Any, ...], Event] | None = None
         if self._careful:
             stored = self._stored(batches)
             self._make_room(batches)
-        rows: list[Row] = []
-        new: list[Event] = []
-        results: list[list[Event]] = []
-        for batch in batches:
-            result: list[Event] = []
-            for event, row in batch:
-                if stored is not None:
-                    known = stored.setdefault(row[:2], event)
-                    if known is not event:
-                        result.append(own_copy(known))  # whoever appended it first has the other
-                        continue
-                session_id, at, size = row[0], row[4], row[_SIZE]
-                number, latest, largest = heads[session_id]
-                number += 1
-                later = latest if latest > at else None
-                heads[session_id] = number, later or at, size if size > largest else largest
-                force_setattr(event, "sequence_number", number)
-                rows.append((*row, number, later))
-                new.append(event)
-                result.append(event)
-            results.append(result)
-        if new:
-            self._insert(rows)
-            self._raised.update(sessions if stored is None else {event.session_id for event in new})
-            self.effects.append(Appended(new))
-        return results
+            rows = [row for row in rows if stored.setdefault(row[:2], row[-1]) is row[-1]]
+        if rows:
+            self._insert(rows, *self._placed(rows))
+            self._raised.update([row[0] for row in rows])
+            self.effects.append(Appended([row[-1] for row in rows]))
+        if stored is None:
+            return [[row[-1] for row in batch] for batch in batches]
+        return [[_own(row[-1], stored[row[:2]]) for row in batch] for batch in batches]
+
+    def _placed(self, rows: Sequence[EventRow]) -> tuple[list[int], list[str | None]]:
+        """Give events their numbers; what `insertion` has to know besides their rows."""
+        heads = self._heads
+        numbers: list[int] = []
+        laters: list[str | None] = []
+        for row in rows:
+            session_id, at, size = row[0], row[4], row[_SIZE]
+            number, latest, largest = heads[session_id]
+            number += 1
+            later = latest if latest > at else None
+            heads[session_id] = number, later or at, size if size > largest else largest
+            force_setattr(row[-1], "sequence_number", number)
+            numbers.append(number)
+            laters.append(later)
+        return numbers, laters
 
     def fenced_runs(self, fences: Sequence[Fence]) -> dict[tuple[str, str], tuple[str, int]]:
         """Status and attempt of the runs that fences name, by session and run; what is missing, is not."""
@@ -282,7 +279,7 @@ class Transaction:
 
     def _stored(self, batches: Sequence[Sequence[EventRow]]) -> dict[tuple[Any, ...], Event]:
         stored: dict[tuple[Any, ...], Event] = {}
-        for portion in _portions([row for batch in batches for _, row in batch]):
+        for portion in _portions([row for batch in batches for row in batch]):
             pairs = encode([row[:2] for row in portion]).decode()
             for event in events_of(self.row(statements.STORED_EVENTS, pairs)):
                 if (event.sequence_number or 0) <= self._heads[event.session_id][0]:
@@ -293,32 +290,33 @@ class Transaction:
         """Remove what is in the way of new events of the log of a deleted session."""
         ids: dict[str, list[str]] = {}
         for batch in batches:
-            for _, row in batch:
+            for row in batch:
                 ids.setdefault(row[0], []).append(row[1])
         for session_id in decode(self.row(statements.REMOVALS_OF, encode(list(ids)).decode())[0]):
             head, new = self._heads[session_id][0], ids[session_id]
             self.write(statements.REMOVE_EVENTS, (session_id, head, head + len(new), len(new)))
             self.write(statements.REMOVE_EVENTS_OF_IDS, (session_id, head, encode(new).decode()))
 
-    def _insert(self, rows: Sequence[Row]) -> None:
-        execute = self.cursor.execute
+    def _insert(self, rows: Sequence[EventRow], numbers: Sequence[int], later: Sequence[str | None]) -> None:
         self.wrote = True
-        count = len(rows)
-        if count == 1:
-            execute(INSERT_EVENT, rows[0])
-            return
-        done = 0
+        count, done = len(rows), 0
         # How many such events have as many bytes as one statement should hold.
         room = max(1, PORTION_BYTES * count // (sum([row[_SIZE] for row in rows]) + 1))
         for size in INSERT_SIZES:
             while size <= room and count - done >= size:
-                execute(*insertion(rows[done : done + size]))
-                done += size
+                end = done + size
+                self.cursor.execute(*insertion(rows[done:end], numbers[done:end], later[done:end]))
+                done = end
 
 
-def _portions(rows: Sequence[Row]) -> Iterator[list[Row]]:
+def _own(event: Event, stored: Event) -> Event:
+    """What whoever appends an event is told of: nobody else has it."""
+    return stored if stored is event else own_copy(stored)
+
+
+def _portions(rows: Sequence[EventRow]) -> Iterator[list[EventRow]]:
     """Rows of events, few enough and small enough at a time."""
-    portion: list[Row] = []
+    portion: list[EventRow] = []
     byte_size = 0
     for row in rows:
         portion.append(row)

@@ -13,7 +13,7 @@ import pytest
 from asm_runtime import Event
 from asm_runtime.stores.sql import operations
 from asm_runtime.stores.sql.group import Writer
-from asm_runtime.stores.sql.rows import EVENT_COLUMNS, Row, drafted
+from asm_runtime.stores.sql.rows import EVENT_COLUMNS, PLACED_COLUMNS, Row, drafted
 from asm_runtime.stores.sql.sqlite import opening
 from asm_runtime.stores.sql.sqlite.insertion import INSERT_SIZES, SHARING, insert_events, insertion
 
@@ -30,6 +30,13 @@ def database() -> Iterator[sqlite3.Connection]:
 
 def contents(database: sqlite3.Connection, table: str, columns: str = "*") -> list[tuple[Any, ...]]:
     return database.execute(f"SELECT {columns} FROM {table} ORDER BY 1, 2").fetchall()
+
+
+def inserted(rows: list[Row]) -> tuple[str, list[Any]]:
+    """The insertion of whole rows."""
+    event = Event.new(type="custom", session_id="s")
+    drafts = [(*row[:-PLACED_COLUMNS], event) for row in rows]
+    return insertion(drafts, [row[-2] for row in rows], [row[-1] for row in rows])
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -50,7 +57,7 @@ def test_every_row_arrives_whatever_it_shares_with_its_neighbours(
     done = 0
     while done < len(rows):
         size = min(random.choice(INSERT_SIZES), len(rows) - done)
-        database.execute(*insertion(rows[done : done + size]))
+        database.execute(*inserted(rows[done : done + size]))
         done += size
     columns = ", ".join(EVENT_COLUMNS)
     assert sorted(contents(database, "asm_events", columns), key=repr) == sorted(rows, key=repr)
@@ -62,13 +69,13 @@ def test_what_neighbours_share_is_bound_once() -> None:
         fields |= {"session_id": "s", "id": f"e{number}", "sequence_number": number, "data": f"{number}"}
         return tuple((fields | changes).values())
 
-    alike = insertion([row(number) for number in range(64)])
+    alike = inserted([row(number) for number in range(64)])
     assert len(alike[1]) < 64 * 6
     for name in ("session_id", "run_id", "type", "provider", "metadata", "later_timestamp"):
-        apart = insertion([*(row(number) for number in range(63)), row(63, **{name: "another"})])
+        apart = inserted([*(row(number) for number in range(63)), row(63, **{name: "another"})])
         assert len(apart[1]) > len(alike[1])
         assert len(apart[1]) < 64 * len(EVENT_COLUMNS)
-    few = insertion([row(number) for number in range(SHARING - 1)])
+    few = inserted([row(number) for number in range(SHARING - 1)])
     assert len(few[1]) == (SHARING - 1) * len(EVENT_COLUMNS)
 
 

@@ -454,7 +454,7 @@ async def test_no_page_holds_more_bytes_than_it_may_unless_it_is_one_event(
         expected: list[int] = []
         room = 0
         for event in wanted:
-            size = event_row(event)[1][8]
+            size = event_row(event)[8]
             room -= size
             if room < 0:
                 expected.append(0)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Iterable
+from itertools import islice
+from operator import length_hint
 from typing import Any, TypeVar
 
-__all__ = ["leave_behind", "start_task"]
+__all__ = ["FEW", "few_a_turn", "leave_behind", "start_task"]
 
 T = TypeVar("T")
+
+FEW = 128
+"""How many are told of something in one turn of the loop: each then has something to do in the next."""
 
 
 def start_task(
@@ -30,6 +35,24 @@ def start_task(
         context: Where it runs; a copy of the caller's if there is none.
     """
     return asyncio.Task(work, loop=asyncio.get_running_loop(), name=name, context=context)
+
+
+def few_a_turn(tell: Callable[[T], object], waiting: Iterable[T]) -> None:
+    """Call `tell` with each of them, in order: the first few now, some more in each turn of the loop.
+
+    Args:
+        tell: What is told; it must not raise, and what it does to one that is gone must be nothing.
+        waiting: All who are told.
+    """
+    left = iter(tuple(waiting))
+
+    def go_on() -> None:
+        for one in islice(left, FEW):
+            tell(one)
+        if length_hint(left):
+            asyncio.get_running_loop().call_soon(go_on)
+
+    go_on()
 
 
 _left_behind: set[asyncio.Future[Any]] = set()

@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-from asm_runtime.actor import Actor
+from asm_runtime.actor import DEFAULT_MAILBOX_LIMIT, Actor
 from benchmarks.harness import Harness
 
 CALLERS = (1, 64)
@@ -22,8 +22,8 @@ class Counter(Actor):
 
     __slots__ = ("count",)
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, mailbox_limit: int = DEFAULT_MAILBOX_LIMIT) -> None:
+        super().__init__(mailbox_limit=mailbox_limit)
         self.count = 0
 
     def add(self, amount: int) -> int:

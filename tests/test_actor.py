@@ -827,10 +827,10 @@ async def test_a_crowd_is_told_of_a_crash_over_several_turns_and_the_stop_return
     crowd = [actor.call(actor.note, number) for number in range(3_500)]
     actor.crash(ValueError("enough"))
     told = [sum(caller.done() for caller in crowd)]
-    while told[-1] < len(crowd) and len(told) < 10:
+    while told[-1] < len(crowd) and len(told) < 40:
         await asyncio.sleep(0)
         told.append(sum(caller.done() for caller in crowd))
-    assert max(after - before for before, after in itertools.pairwise(told)) <= 1_000
+    assert max(after - before for before, after in itertools.pairwise(told)) <= 250
     assert told[-1] == len(crowd)
 
     other = await Recorder().start()

@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-_TOLD_A_TURN = 1_000
+_TOLD_A_TURN = 250
 """How many who wait are told of an actor's end before the loop has a turn."""
 
 Watcher: TypeAlias = Callable[["Actor", BaseException | None], object]

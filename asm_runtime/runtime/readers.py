@@ -9,6 +9,7 @@ import asyncio
 import logging
 import weakref
 from collections.abc import Callable, Collection, Container
+from copy import copy
 from functools import partial
 
 from asm_runtime.actor import Spawn, answer
@@ -20,6 +21,7 @@ from asm_runtime.runtime.answers import Answers
 from asm_runtime.runtime.endings import RunOutcome, last_number_of, outcome_of
 from asm_runtime.runtime.foreign import answered, store_errors
 from asm_runtime.runtime.subscription import Feed, Subscription
+from asm_runtime.tasks import FEW, few_a_turn
 
 __all__ = ["Readers"]
 
@@ -141,8 +143,7 @@ class Readers:
 
     def changed(self, run_id: str) -> None:
         """That run may have ended, here or elsewhere."""
-        for reply in tuple(self._awaited.get(run_id, ())):
-            self._look(run_id, reply)
+        few_a_turn(partial(self._look, run_id), self._awaited.get(run_id, ()))
 
     def ended(self, run_id: str, outcome: RunOutcome) -> None:
         """An attempt of that run has ended here."""
@@ -171,7 +172,7 @@ class Readers:
 
     def _look(self, run_id: str, reply: asyncio.Future[RunOutcome]) -> None:
         """Answer from the store, unless the run is in flight here: then its end is told."""
-        if run_id not in self._in_flight:
+        if run_id not in self._in_flight and not reply.done():
             self._answers.find(reply, self._looked(run_id))
 
     async def _looked(self, run_id: str) -> None:
@@ -186,7 +187,7 @@ class Readers:
         return self._feed.reached(number) if self._feed is not None and self._subscriptions else None
 
     def _tell(self, run_id: str, outcome: RunOutcome) -> None:
-        for reply in self._awaited.pop(run_id, ()):
+        for reply in self._awaited.pop(run_id, ()):  # all at once: the server may end in the next turn
             answer(reply, outcome)
 
     def _awaits_no_more(self, run_id: str, reply: asyncio.Future[RunOutcome]) -> None:
@@ -204,22 +205,19 @@ class Readers:
 
         If the store does not say in time where the log ends, they end with `ActorStopped`.
         """
-        subscriptions = tuple(self._subscriptions)
-        if not subscriptions:
+        if not self._subscriptions:
             return
         looking = self._spawn(self._last_number())
         last = looking.result() if await all_done(self._clock, grace_s, looking) else None
         looking.cancel()
-        for subscription in subscriptions:
-            if last is None:
-                subscription.fail(self._gone())
-            else:
-                subscription.finish(last)
+        if last is None:
+            self.fail()
+        else:
+            await self._finish_with(last)
 
     def fail(self) -> None:
         """The server has crashed: tell the subscriptions."""
-        for subscription in tuple(self._subscriptions):
-            subscription.fail(self._gone())
+        self._fail_with(self._gone)
 
     def end(self) -> None:
         """There is no feed any more."""
@@ -228,6 +226,15 @@ class Readers:
             self._rest.cancel()
         if self._feed is not None:
             self._feed.end()
+
+    async def _finish_with(self, last: int) -> None:
+        for number, subscription in enumerate(tuple(self._subscriptions), start=1):
+            subscription.finish(last)
+            if number % FEW == 0:
+                await asyncio.sleep(0)
+
+    def _fail_with(self, error: Callable[[], ActorStopped]) -> None:
+        few_a_turn(lambda subscription: subscription.fail(error()), self._subscriptions)
 
     async def _last_number(self) -> int | None:
         try:
@@ -257,11 +264,9 @@ class Readers:
         try:
             await feed.run()
         except ActorStopped as stopped:
-            for subscription in tuple(self._subscriptions):
-                subscription.fail(stopped)
+            self._fail_with(partial(copy, stopped))
         else:  # the session was deleted
-            for subscription in tuple(self._subscriptions):
-                subscription.finish(feed.position)
+            await self._finish_with(feed.position)
         finally:
             feed.end()
             if not self._ended:

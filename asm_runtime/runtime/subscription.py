@@ -26,7 +26,7 @@ from asm_runtime.ports import SessionStore
 from asm_runtime.records import Event, EventType
 from asm_runtime.runtime.follow import PAGE_BYTES, follow
 from asm_runtime.runtime.foreign import answered
-from asm_runtime.tasks import start_task
+from asm_runtime.tasks import few_a_turn, start_task
 
 __all__ = ["Feed", "Subscription"]
 
@@ -41,7 +41,9 @@ READ_GRACE_S = 5.0
 """How long the store may take for a page once the server has stopped; then its reader is told just that."""
 
 TURN_SIZE = 1_000
-"""How many events the feed offers, to all subscriptions together, before the loop has a turn."""
+READER_SIZE = 7
+"""How many events the feed offers, to all subscriptions together, before the loop has a turn; to wake a
+reader counts as several."""
 
 BUFFER_BYTES = 8 * 2**20
 """How much JSON may wait for a slow reader, beside the page that it is at."""
@@ -125,9 +127,7 @@ class Feed:
         self.has_ended = True
         if not self._started.done():
             self._started.set_result(None)
-        for reached in self._waiting:
-            if not reached.done():
-                reached.set_result(None)
+        few_a_turn(self._release, self._waiting)
         self._attached.clear()
 
     async def _hand_out(self) -> None:
@@ -148,7 +148,7 @@ class Feed:
                 for event in batch:
                     if event.is_terminal:
                         self._on_terminal(event)
-                self._release_waiting()
+                few_a_turn(self._release, self._waiting)
             self._on_look()
 
     async def _offer(self, batch: list[Event]) -> None:
@@ -170,12 +170,12 @@ class Feed:
                 offered = 0
             if subscription in self._attached and not subscription.offer(batch, weigh):
                 self.detach(subscription)
-            offered += len(batch)
+            offered += READER_SIZE + len(batch)
 
-    def _release_waiting(self) -> None:
-        for reached, number in self._waiting.items():
-            if number <= self.position and not reached.done():
-                reached.set_result(None)
+    def _release(self, reached: asyncio.Future[None]) -> None:
+        is_over = self.has_ended or self._waiting.get(reached, self.position) <= self.position
+        if is_over and not reached.done():
+            reached.set_result(None)
 
 
 class Subscription:

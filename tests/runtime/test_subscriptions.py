@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import weakref
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from asm_runtime.errors import ActorStopped, StoreError, ValidationError
 from asm_runtime.ports import SessionStore
 from asm_runtime.records import Session
 from asm_runtime.runtime.subscription import BUFFER_BYTES, PAGE_SIZE, TURN_SIZE, Subscription
+from asm_runtime.stores import InMemorySessionStore
 from asm_runtime.testing import JumpingClock
 from tests.runtime.faulty import FaultyStore
 from tests.runtime.support import open_server, until
@@ -378,6 +380,62 @@ async def test_a_reader_that_the_stop_meets_in_its_backfill_gets_all_in_order(st
     await server.stop()
     faulty.heal()
     assert await reading == list(range(2, 14))
+
+
+async def crowd_of(server: SessionServer, count: int, got: Counter[str]) -> list[asyncio.Task[None]]:
+    """Readers of that server that have caught up."""
+    subscriptions = [server.subscribe(after=2) for _ in range(count)]
+
+    async def receive(subscription: Subscription) -> None:
+        try:
+            async for _ in subscription:
+                got["events"] += 1
+        except ActorStopped:
+            got["crashes"] += 1
+        got["ends"] += 1
+
+    reading = [asyncio.create_task(receive(subscription)) for subscription in subscriptions]
+    await until(lambda: not any(subscription._behind for subscription in subscriptions))
+    return reading
+
+
+async def most_a_turn(got: Counter[str], what: str, count: int) -> int:
+    """How many of them there are at most between two turns of the loop, until there are all."""
+    most = 0
+    while got[what] < count:
+        before = got[what]
+        await asyncio.sleep(0)
+        most = max(most, got[what] - before)
+    return most
+
+
+async def test_one_event_for_many_gives_the_loop_its_turns(store: SessionStore) -> None:
+    got: Counter[str] = Counter()
+    async with await open_server(store, ScriptedAdapter()) as server:
+        await crowd_of(server, 600, got)
+        await append(store, server.session_id, 1)
+        assert await most_a_turn(got, "events", 600) < 300
+
+
+@pytest.mark.parametrize("end", ["stop", "crash", "deletion", "the store's stop"])
+async def test_the_end_of_many_readers_gives_the_loop_its_turns(end: str) -> None:
+    got: Counter[str] = Counter()
+    async with InMemorySessionStore() as store:
+        server = await open_server(store, ScriptedAdapter())
+        readers = await crowd_of(server, 600, got)
+        if end == "stop":
+            ending = asyncio.create_task(server.stop())
+        elif end == "crash":
+            server.crash(RuntimeError("as told"))
+            ending = asyncio.create_task(server.stop())
+        elif end == "deletion":
+            ending = asyncio.create_task(store.delete_session(server.session_id))
+        else:
+            ending = asyncio.create_task(store.stop())
+        assert await most_a_turn(got, "ends", 600) < 300
+        assert got["crashes"] == (600 if end in ("crash", "the store's stop") else 0)
+        await asyncio.gather(ending, *readers)
+        await server.stop()
 
 
 async def test_handing_out_to_many_gives_the_loop_its_turns(store: SessionStore) -> None:

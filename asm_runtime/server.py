@@ -253,10 +253,7 @@ class SessionServer(Actor):
         options.integer("timeout_ms", timeout_ms, minimum=0, optional=True)
         self._check_running()
         outcome = await self.call_deferred(self._await_run, run_id, timeout_ms)
-        if outcome.error is not None:
-            raise outcome.error
-        assert outcome.result is not None
-        return outcome.result
+        return await outcome.told()
 
     def _await_run(self, reply: asyncio.Future[RunOutcome], run_id: str, timeout_ms: int | None) -> None:
         def late() -> AwaitTimeout:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+from copy import copy
 from datetime import datetime
+
+import msgspec
 
 from asm_runtime import options
 from asm_runtime.errors import AsmError, RunCancelled, RunFailed, RunTimeout, ValidationError
-from asm_runtime.payload import JsonObject, canonical, canonical_object, lossy
+from asm_runtime.payload import JsonObject, canonical, canonical_object, is_large, lossy
 from asm_runtime.ports import ExecutionResult, ProviderResult, RunResult, SessionStore
 from asm_runtime.records import TERMINAL_EVENT_TYPES, Event, EventType, Run, RunStatus, Session
 
@@ -65,6 +69,31 @@ class RunOutcome:
     def is_final(self) -> bool:
         """Whether this is how the run ended."""
         return self.result is not None or self.error is not None
+
+    async def told(self) -> RunResult:
+        """The result, or the error raised, for one of those who await the run: a copy of its own.
+
+        An exception that many raise would gather the frames of all of them.
+        """
+        if self.error is not None:
+            try:
+                error = copy(self.error)
+            except Exception:  # of somebody else's class
+                raise self.error from self.error.__cause__
+            error.__cause__ = self.error.__cause__
+            raise error
+        assert self.result is not None
+        large = is_large(self.result.output) or is_large(self.result.provider_metadata)
+        return await asyncio.to_thread(_copied, self.result) if large else _copied(self.result)
+
+
+def _copied(result: RunResult) -> RunResult:
+    return msgspec.structs.replace(
+        result,
+        output=canonical(result.output, "output"),
+        token_usage=canonical(result.token_usage, "token_usage"),
+        provider_metadata=canonical(result.provider_metadata, "provider_metadata"),
+    )
 
 
 def completed(run: Run, result: ProviderResult) -> Run:

@@ -625,3 +625,29 @@ async def test_those_who_await_a_queued_run_learn_that_it_was_cancelled(store: S
         ends = await asyncio.gather(*waiting, return_exceptions=True)
         assert [type(end) for end in ends] == [RunCancelled] * 3
         gate.open()
+
+
+async def test_each_who_awaits_a_run_has_an_outcome_of_its_own(store: SessionStore) -> None:
+    """An exception that is raised by many keeps the frames of all; a dict may be changed by its holder."""
+    gate = Gate()
+    async with await open_server(store, ScriptedAdapter([gate, finish({"items": [1]})])) as server:
+        run_id = await server.submit_run({})
+        awaiting = [asyncio.create_task(server.await_run(run_id)) for _ in range(3)]
+        await gate.reached()
+        gate.open()
+        results = await asyncio.gather(*awaiting)
+        results[0].output["items"].append(2)
+        results[0].provider_metadata["mine"] = True
+        assert [result.output["items"] for result in results] == [[1, 2], [1], [1]]
+        assert "mine" not in results[1].provider_metadata
+        assert (await store.get_run(run_id)).output == {"items": [1]}
+
+    async with await open_server(store, ScriptedAdapter([gate, fail(RunFailed("no"))])) as server:
+        run_id = await server.submit_run({})
+        awaiting = [asyncio.create_task(server.await_run(run_id)) for _ in range(3)]
+        await gate.reached()
+        gate.open()
+        errors = await asyncio.gather(*awaiting, return_exceptions=True)
+        assert len({id(error) for error in errors}) == 3
+        assert {str(error) for error in errors} == {"no"}
+        assert {getattr(error, "run_id", None) for error in errors} == {run_id}

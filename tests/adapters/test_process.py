@@ -363,7 +363,7 @@ async def test_cancelled_twice_it_is_killed_without_further_grace(footprint: Foo
     footprint.assert_nothing_is_left()
 
 
-async def test_cancelled_behind_the_leaders_exit_who_is_left_is_killed_at_once(footprint: Footprint) -> None:
+async def test_cancelled_after_the_leaders_exit_who_is_left_is_killed_at_once(footprint: Footprint) -> None:
     clock = JumpingClock()
 
     async def work() -> None:
@@ -375,6 +375,40 @@ async def test_cancelled_behind_the_leaders_exit_who_is_left_is_killed_at_once(f
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+    footprint.assert_nothing_is_left()
+
+
+async def test_cancelled_while_it_leaves_its_block_it_is_cancelled(footprint: Footprint) -> None:
+    clock = JumpingClock()
+    left = asyncio.Event()
+
+    async def work() -> None:
+        async with shell(IGNORES_INTERRUPT_AND_TERMINATE, footprint, clock=clock) as process:
+            await until_ready(process)
+            left.set()
+
+    task = asyncio.create_task(work())
+    await left.wait()
+    await clock.until_timers(2)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    footprint.assert_nothing_is_left()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there nobody gets away")
+async def test_a_block_that_fails_takes_the_daemons_of_a_process_that_has_exited(
+    footprint: Footprint,
+) -> None:
+    daemon = "setsid -f sh -c 'exec >/dev/null 2>&1; exec sleep 1000'"
+
+    async def work() -> None:
+        async with shell(daemon, footprint, clock=JumpingClock()) as process:
+            assert await process.read() is None
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        await work()
     footprint.assert_nothing_is_left()
 
 

@@ -153,8 +153,8 @@ class SessionManager:
         Cancelling the caller does not cut it short.
 
         Args:
-            session_id: Which.
-            error: Why; the log keeps its code and message.
+            session_id: The session.
+            error: The reason; the log keeps its code and message.
 
         Raises:
             InvalidTransition: It has ended already.
@@ -187,7 +187,7 @@ class SessionManager:
         """Accept a run: `pending`, the last of the session's queue.
 
         Args:
-            session_id: Whose.
+            session_id: Its session.
             input: For the adapter, JSON.
             required_capabilities: Types of capability that the adapter must have, enabled.
             optional_capabilities: Types that it may lack; those are named in the run's metadata.
@@ -262,13 +262,13 @@ class SessionManager:
         """Execute a pending run here, to its end.
 
         Cancelling the caller cancels the run: `run_cancelled` (reason `caller_cancelled`) is stored
-        and the adapter has ended before `CancelledError` leaves. A store that hangs is not waited for
-        longer than for an adapter: then the run is left an orphan.
+        and the adapter has ended before `CancelledError` leaves. If the store hangs for longer
+        than the grace for an adapter, the run is left as an orphan.
 
         Args:
-            run_id: Which.
+            run_id: The run.
             session_id: Its session, if known.
-            run_options: Laid over those it was accepted with, and stored.
+            run_options: Replace those it was accepted with, and are stored.
 
         Raises:
             RunNotFound: There is no such run.
@@ -319,8 +319,8 @@ class SessionManager:
     async def cancel_run(self, run_id: str, *, session_id: str | None = None) -> Run:
         """End a run as `cancelled`; one that has ended is returned as it is.
 
-        A pending run never starts. A running one is ended at once; whoever executes it learns of it
-        and stops its adapter.
+        A pending run never starts. A running one is ended at once; the process that executes it
+        notices and stops its adapter.
 
         Raises:
             RunNotFound: There is no such run.
@@ -328,7 +328,7 @@ class SessionManager:
         return await self.end_as_cancelled(run_id, session_id, reason="cancelled")
 
     async def end_as_cancelled(self, run_id: str, session_id: str | None, *, reason: str) -> Run:
-        """Write `run_cancelled` for a run that is not executed here, whoever else tries to."""
+        """Write `run_cancelled` for a run that is not executed here, also if others try to."""
         while True:
             run = await self.store.get_run(run_id, session_id=session_id)
             if run.status.is_terminal:
@@ -352,7 +352,7 @@ class SessionManager:
             return end.run
 
     async def settle_orphan(self, run: Run, *, max_attempts: int | None = None) -> None:
-        """End a run that nobody alive executes, or queue it again; nothing if it has moved on.
+        """End a run whose executor is dead, or queue it again; nothing if that has been done already.
 
         Two that settle the same orphan do not both win: the write carries the dead attempt's fence.
 
@@ -425,14 +425,14 @@ class SessionManager:
         Ends after the event for which `until` is true, or when the session is deleted.
 
         Args:
-            session_id: Whose.
+            session_id: The session.
             after: The cursor: the last number already seen.
             limit: The page size.
-            poll_interval_ms: How long to sleep between looks at a log that has not grown.
-            wait_timeout_ms: > 0: have the store wait that long instead (long poll).
+            poll_interval_ms: The pause between reads of a log that has not grown.
+            wait_timeout_ms: > 0: the store waits this long instead (long poll).
             run_id: Only of this run or these.
             type: Only of this type or these.
-            until: A plain function of the event.
+            until: A plain function of the event; the first for which it is true is the last one.
         """
         options.integer("limit", limit, minimum=1)
         options.integer("after", after, minimum=0)

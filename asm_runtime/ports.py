@@ -1,6 +1,6 @@
-"""The protocols between the runtime and what it stands on, and what passes through them.
+"""The protocols between the runtime and its stores and adapters, and what passes through them.
 
-Each contract stands here once: an implementation's docstring says only what differs.
+Each contract is written here once: an implementation's docstring says only what differs.
 `asm_runtime.testing` holds a suite that shows whether a store keeps its contract.
 """
 
@@ -128,7 +128,7 @@ class SessionStore(Protocol):
         """Remove the session with its runs, events, sequence counter and artifact rows. Idempotent.
 
         This store's waiters on it are answered with `[]`. A run in flight gets `LeaseLost` at its
-        next write. A session made anew under that id starts at 1 again.
+        next write. A new session with that id starts at 1 again.
         """
         ...
 
@@ -167,7 +167,7 @@ class SessionStore(Protocol):
         Args:
             session_id: Whose runs; an unknown session has none.
             status: Only with this status or one of these; an empty collection matches nothing.
-            limit: At most this many, ≥ 1; None: all.
+            limit: Maximum number, ≥ 1; None: all.
             after: The id of a run of the session, in whatever status now: only those accepted after
                 it. The id of a page's last run is the cursor of the next page.
 
@@ -195,8 +195,8 @@ class SessionStore(Protocol):
         The checks of `save_session`, `save_run` and `append_events` hold; that a session becomes
         `completed` is judged by the runs as they are after the write.
 
-        A row may leave a status and come back to it, with other fields than before: whoever writes
-        back what it has read expects the whole row. Written back unchanged a row guards the events.
+        A row may leave a status and come back to it, with other fields than before. To write back
+        what was read, expect the whole row. A row that is written back unchanged guards the events.
 
         Args:
             result: What to store.
@@ -265,7 +265,7 @@ class SessionStore(Protocol):
 
         With `wait_timeout_ms` > 0 and nothing to answer, the caller is parked: the first append, by
         anyone, that brings matching events answers with them. A parked caller blocks nobody; one
-        that is cancelled leaves nothing behind.
+        that is cancelled leaves nothing.
 
         Args:
             session_id: Whose log; an unknown one is empty.
@@ -333,17 +333,17 @@ class SessionStore(Protocol):
         ...
 
     async def release_run(self, fence: Fence) -> None:
-        """Say that this node no longer executes that attempt.
+        """Declare that this node no longer executes that attempt.
 
         If the run is still `running` under it, its owner is cleared: an orphan, at once. Otherwise
-        nothing happens. Whoever claims releases in a `finally`.
+        nothing happens. Release in a `finally` what you claimed.
         """
         ...
 
     async def list_orphaned_runs(
         self, *, session_id: str | None = None, limit: int | None = None
     ) -> list[Run]:
-        """Runs that are `running` though nobody alive executes them.
+        """Runs that are `running` although no live process executes them.
 
         That is: without an owner, or the owner's store was stopped, or the owner's process is dead.
         """
@@ -384,7 +384,7 @@ class Emit(Protocol):
     ) -> Awaitable[None]:
         """Report an event; it is stored soon, in order.
 
-        Waits while the run's buffer is full: a provider is slowed to what the store takes.
+        Waits while the run's buffer is full: the provider is slowed to the speed of the store.
 
         Args:
             type: An event type. `run_started` and the terminal types add their data to the run's
@@ -392,7 +392,7 @@ class Emit(Protocol):
             data: What happened, a JSON object.
             timestamp: When, timezone-aware; None: now.
             metadata: Merged into the event's metadata.
-            id: The provider's own id of it: the same id again is stored once.
+            id: The provider's own id for it; an id that comes again is stored once.
 
         Raises:
             ValidationError: An argument is not what is allowed.
@@ -402,7 +402,7 @@ class Emit(Protocol):
 
 
 class RunContext(msgspec.Struct, frozen=True, kw_only=True):
-    """What an adapter is given beside the run and its session."""
+    """What an adapter is given besides the run and its session."""
 
     emit: Emit
     attempt: int
@@ -410,7 +410,7 @@ class RunContext(msgspec.Struct, frozen=True, kw_only=True):
     history: list[JsonObject] = []
     """The messages of the session so far, if the run is to continue it; else empty."""
     deadline: datetime | None = None
-    """When the run's total time is over."""
+    """When the run's time limit is reached."""
 
 
 class ProviderResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -439,7 +439,7 @@ class Capability(msgspec.Struct, frozen=True, kw_only=True):
 
 @runtime_checkable
 class ProviderAdapter(Protocol):
-    """What drives a provider. Any object with these is one."""
+    """Drives a provider. Any object with these members is an adapter."""
 
     name: str
 

@@ -1,4 +1,4 @@
-"""One session, served: its queue, its slots, its subscribers."""
+"""The server of one session: its queue, its slots, its subscribers."""
 
 from __future__ import annotations
 
@@ -61,27 +61,27 @@ class ServerOptions(TypedDict, total=False):
 
 
 class SessionServer(Actor):
-    """Serves one session: takes runs in, starts them in order, tells subscribers what happens.
+    """Serves one session: accepts runs, starts them in order, tells subscribers what happens.
 
     The queue is in the store. Any number of servers, in any number of processes, may serve one
     session: they share its queue and its slots. A server's own tasks talk to the store and the
     adapter; its state changes in plain steps between them, so nothing that hangs holds it up.
-    Whoever waits for an answer gets `ActorStopped` when the server ends first.
+    A caller that waits for an answer gets `ActorStopped` if the server ends first.
 
     Args:
         store: Where the session lives; started, and stopped after the server, by its owner.
         adapter: What executes runs.
-        session_id: The session to attach to. A `pending` one is activated, a `paused` one left so.
-        session_opts: What to create one with, the arguments of `SessionManager.start_session`. With a
-            `session_id` too: attach to that session if there is one, else create it, in one step.
-        max_concurrent_runs: How many runs of the session may be `running`, wherever; ≥ 1.
-        max_queued_runs: How many more may be open; 0: accept only what can start.
-        default_run_options: Laid under the options of every run that is submitted here.
+        session_id: The session to attach to. A `pending` one is activated, a `paused` one stays paused.
+        session_opts: Arguments of `SessionManager.start_session`, to create one. Together with
+            `session_id`: attach to that session if it exists, else create it, in one step.
+        max_concurrent_runs: How many runs of the session may be `running`, in all processes; ≥ 1.
+        max_queued_runs: How many more may wait; 0: accept only what can start.
+        default_run_options: Defaults for the options of every run that is submitted here.
         on_orphan: What happens to runs whose executor died, or could not write their end: `fail` them,
             or `requeue` them.
         max_attempts: After this many lost attempts a run is not queued again but fails; ≥ 1.
-        requeue_backoff_ms: Before its third attempt a run that lost two waits so long, in milliseconds,
-            before each further one twice as long, at most 60 s. It keeps its slot and its place.
+        requeue_backoff_ms: The pause before the third attempt of a run, in milliseconds; doubled before
+            each further one, 60 s at the most. The run keeps its slot and its place.
         cancel_grace_ms: How long an adapter may take to stop, in milliseconds; then it is left behind.
         stop_drain_ms: How long `stop()` lets runs go on before it cancels them, in milliseconds.
         clock: The source of time.
@@ -171,7 +171,7 @@ class SessionServer(Actor):
 
         Args:
             input: For the adapter, JSON.
-            run_id: The caller's own id: the same again, with equal input, is answered, always.
+            run_id: The caller's own id. Submitted again with equal input, the same run is answered, always.
             run_options: See `asm_runtime.run_options.RunOptionArgs`.
 
         Raises:
@@ -241,8 +241,8 @@ class SessionServer(Actor):
         available to the live subscriptions. Cancelling stops the waiting only.
 
         Args:
-            run_id: Which.
-            timeout_ms: How long to wait, in milliseconds; 0: look, do not wait; None: no limit.
+            run_id: The run.
+            timeout_ms: How long to wait, in milliseconds; 0: do not wait; None: no limit.
 
         Raises:
             RunNotFound: The session has no such run.
@@ -525,7 +525,7 @@ class SessionServer(Actor):
             self._release(None)
 
     def on_crash(self, reason: BaseException) -> None:
-        """Runs in flight are abandoned, so orphans; whoever waits here gets `ActorStopped`."""
+        """Runs in flight are abandoned, so they are orphans; callers that wait get `ActorStopped`."""
         if not self._serving:
             return
         for task in self._dispatcher.close():

@@ -1,4 +1,4 @@
-"""Many sessions, served in one process: each by a server of its own, restarted when it crashes."""
+"""Many sessions in one process: each has its own server, which is restarted when it crashes."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ class SessionSupervisor(Supervisor):
     """Starts a server for each session, and a successor on the same session when one crashes.
 
     One session's crashes never touch another: how often a server may crash is counted for each
-    session alone. Whoever waited on a crashed server gets `ActorStopped`; its successor settles the
-    runs it left and goes on with the queue.
+    session alone. Callers that waited on a crashed server get `ActorStopped`; its successor settles the
+    runs that it left and goes on with the queue.
 
     Args:
         store: Where the sessions live; started, and stopped after the supervisor, by its owner.
         adapter: What executes runs.
-        max_restarts: How many restarts of one session's server within the window; then it is given up.
+        max_restarts: Maximum number of restarts of one session's server within the window; then it is
+            given up.
         window_ms: That window, in milliseconds.
         restart_backoff_ms: The pause before the second restart in a row, in milliseconds; it doubles.
-        server_options: Laid under the options of every server, see `SessionServer`.
+        server_options: Defaults for the options of every server, see `SessionServer`.
     """
 
     __slots__ = ("_adapter", "_defaults", "_store")
@@ -68,8 +69,8 @@ class SessionSupervisor(Supervisor):
 
         Args:
             session_id: The session to serve.
-            session_opts: What to create one with. With a `session_id` too: serve that session if there is
-                one, else create it, in one step with anybody who does the same.
+            session_opts: Arguments to create one. Together with `session_id`: serve that session if it
+                exists, else create it, in one step, also if others do the same.
             server_options: For a server that is not running yet, see `SessionServer`.
 
         Raises:

@@ -1,4 +1,4 @@
-"""A store in this process's memory: nothing survives it, everything else is as in the others."""
+"""A store in this process's memory: it ends with the process; all else is as in the others."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _SLICE = 256
 
 
 class InMemorySessionStore(Actor):
-    """Keeps `asm_runtime.ports.SessionStore` in memory, on one event loop.
+    """An `asm_runtime.ports.SessionStore` in memory, on one event loop.
 
     Only this store claims its runs. So a run is orphaned when it is `running` without an owner, or
     with an owner that somebody wrote into it.

@@ -19,10 +19,10 @@ An actor's handlers are its own methods. Its public methods `call` or `cast` the
 
 An idle actor is an object and nothing else: no task, no queue. The first message schedules one
 callback on the loop, and that handles everything that has arrived by then. A plain handler runs
-right there; a coroutine handler gets a task, and the mail behind it waits.
+right there; a coroutine handler gets a task, and the mail after it waits.
 
 A handler that raises does not take the actor with it if there is a caller to tell: the caller of a
-`call` gets the exception, the actor goes on. A `cast`, a timer or an owned task has nobody, so an
+`call` gets the exception, the actor goes on. A `cast`, a timer or an owned task has no caller, so an
 exception there is a *crash*: it is logged, what is left in the mailbox is answered with
 `ActorStopped`, the monitors are told, and a `Supervisor` starts a successor.
 """

@@ -39,7 +39,7 @@ Watcher: TypeAlias = Callable[["Actor", BaseException | None], object]
 
 
 class Spawn(Protocol):
-    """`Actor.spawn`, for what works in an actor's name."""
+    """The type of `Actor.spawn`, for code that works on behalf of an actor."""
 
     def __call__(self, coroutine: Coroutine[Any, Any, T], /) -> asyncio.Task[T]:
         """Run a task that belongs to the actor."""
@@ -178,7 +178,7 @@ class Actor(Mailbox):
         """Open what the actor needs. One that raises must leave nothing open."""
 
     async def on_stop(self) -> None:
-        """Close what the actor opened; the mailbox is empty and takes nothing any more."""
+        """Close what the actor opened; the mailbox is empty and accepts nothing any more."""
 
     def on_crash(self, reason: BaseException) -> None:
         """Drop what the actor opened, at once; its owned tasks are cancelled after this."""
@@ -212,7 +212,7 @@ class Actor(Mailbox):
         return self
 
     async def stop(self) -> None:
-        """Handle what was sent before, then close. Stopping a stopped one does nothing.
+        """Handle what was sent before, then close. Stopping a stopped actor does nothing.
 
         Cancelling the caller does not stop the stopping.
 
@@ -253,7 +253,7 @@ class Actor(Mailbox):
         Nobody who waits is told and no task is cancelled: they and their loop are the other's too.
 
         Args:
-            state: What whoever uses it here is told, after its name.
+            state: What its users here are told, after its name.
         """
         self._phase = STOPPED
         self._mail, self._rest, self._busy, self._in_hand, self._waiters = [], None, None, None, None
@@ -271,7 +271,7 @@ class Actor(Mailbox):
     def send_after(self, seconds: float, handler: Callable[[*Ts], object], /, *args: *Ts) -> Timer:
         """Cast to itself later; returns a handle whose `cancel()` prevents it.
 
-        It never fires once the actor stops, and may be set all the same: cleaning up needs no check.
+        It never fires once the actor stops. It may be set then all the same: cleaning up needs no check.
 
         Raises:
             ActorStopped: The actor is not started.

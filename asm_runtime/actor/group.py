@@ -25,7 +25,7 @@ class GroupActor(Actor):
     __slots__ = ()
 
     def handle_group(self, letters: list[Letter]) -> Coroutine[Any, Any, None] | asyncio.Future[None]:
-        """Handle them all, and answer each letter that has a reply.
+        """Handle all letters, and answer each that has a reply.
 
         A coroutine is run in a task. A plain handler that returns a future spares that, and a turn of
         the loop: the group ends when the future is done.

@@ -1,4 +1,4 @@
-"""Actors that are started anew when they crash."""
+"""Actors that are restarted when they crash."""
 
 from __future__ import annotations
 
@@ -67,15 +67,15 @@ class Supervisor(Actor):
     """Starts actors, and starts a successor for each that crashes; the others notice nothing.
 
     The strategy is one_for_one. The first restart comes at once, the following ones after a pause that
-    doubles each time, up to ten seconds; after a child has run for longer than `window_ms` it begins
-    anew. The restart intensity is counted for each child alone: one that crashes more than
+    doubles each time, up to ten seconds; after a child has run for longer than `window_ms` it starts
+    from the beginning. The restart intensity is counted for each child alone: one that crashes more than
     `max_restarts` times within `window_ms` is given up and logged, its siblings go on. A successor that
     does not start has crashed once more. What failed with an error that says that trying again helps
     (`AsmError.retryable`) is not counted: it is tried until it succeeds. A child that stops in the
     ordinary way is forgotten.
 
     Args:
-        max_restarts: How many restarts of one child within the window.
+        max_restarts: Maximum number of restarts of one child within the window.
         window_ms: That window, in milliseconds.
         restart_backoff_ms: The pause before the second restart in a row, in milliseconds.
     """

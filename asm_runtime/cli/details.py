@@ -1,4 +1,4 @@
-"""All there is to know of one run."""
+"""All that is known of one run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["show"]
 
 
 async def show(where: str | None, run: str, *, session: str | None, json: bool) -> ExitCode:
-    """Print a run: how it stands, its attempts, what it was given, what came of it."""
+    """Print a run: its status, its attempts, its input, and its output or error."""
     output = Output(sys.stdout)
     async with opened(where, create=False) as store:
         session_id = None if session is None else await find_session(store, session)

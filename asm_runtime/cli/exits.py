@@ -36,7 +36,7 @@ class ExitCode(IntEnum):
     FAILED = 1
     """The run failed, there is no such session or run, or the store refused the operation."""
     USAGE = 2
-    """The call cannot mean anything, or an optional package is missing."""
+    """The call is wrong, or an optional package is missing."""
     STORE = 3
     """The store cannot be used: not there, out of reach, or of another schema."""
     TIMEOUT = 124

@@ -1,4 +1,4 @@
-"""The schema of a database, brought up or taken back from the shell."""
+"""The schema of a database, upgraded or downgraded from the shell."""
 
 from __future__ import annotations
 

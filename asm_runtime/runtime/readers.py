@@ -1,4 +1,4 @@
-"""Who reads a session here: its subscriptions, and those who await its runs.
+"""The readers of a session here: its subscriptions, and the callers that await its runs.
 
 They share one `Feed`, which runs while there is anybody to read it.
 """
@@ -48,7 +48,7 @@ class Readers:
         waits: Whether a run waits that was submitted here.
         answers: Where the work for those who await a run is done.
         spawn: Gives work a task of the server.
-        gone: Makes the error for whoever asks a server that has ended.
+        gone: Makes the error for callers of a server that has ended.
     """
 
     __slots__ = (

@@ -123,7 +123,7 @@ class Feed:
         self._attached.pop(subscription, None)
 
     def end(self) -> None:
-        """Release whoever waits; nothing is handed out any more. Idempotent."""
+        """Release those who wait; nothing is handed out any more. Idempotent."""
         self.has_ended = True
         if not self._started.done():
             self._started.set_result(None)
@@ -183,7 +183,7 @@ class Subscription:
 
     Iterating delivers every matching stored event exactly once, ascending. Leaving `async with`,
     `unsubscribe()` and the session's end finish the iteration. If its server crashes it raises
-    `ActorStopped`: subscribe anew with `after=cursor`. One task may read it at a time.
+    `ActorStopped`: subscribe again with `after=cursor`. One task may read it at a time.
     """
 
     def __init__(
@@ -274,7 +274,7 @@ class Subscription:
     # -- the feed's and the server's side; plain
 
     def offer(self, batch: list[Event], weigh: Callable[[], list[int]]) -> bool:
-        """Take new events, ascending; False: the buffer is full, offer no more until it attaches anew.
+        """Take new events, ascending; False: the buffer is full, offer no more until it attaches again.
 
         Args:
             batch: The events; a page at most.

@@ -61,10 +61,10 @@ PART_BYTES = 8 << 20
 
 
 class SQLSessionStore(GroupActor):
-    """Keeps `asm_runtime.ports.SessionStore` in a SQLite database.
+    """An `asm_runtime.ports.SessionStore` in a SQLite database.
 
     What waits in the mailbox is committed as one transaction; reads have connections of their own
-    and never wait behind it. Any number of stores, in any number of processes, may share a file.
+    and never wait for it. Any number of stores, in any number of processes, may share a file.
 
     A row that this release cannot read (somebody wrote an unknown status or broken JSON into it) is
     a `StoreError` that names it, for the calls whose answer holds it; reads past it go on.
@@ -76,11 +76,11 @@ class SQLSessionStore(GroupActor):
             for a lock is up to its connections.
         synchronous: `FULL`: what was acknowledged survives a power cut. `NORMAL`: a power cut may
             lose the last commits, a killed process loses nothing.
-        migrate: Whether to make the tables, and bring them up to date, on start; if not, a schema
-            that is not the one needed is a `MigrationRequired`. None: yes.
+        migrate: Whether to make the tables, and bring them up to date, on start; if not, another
+            schema than the one needed is a `MigrationRequired`. None: yes.
         busy_timeout_ms: How long to wait for a lock that another process holds.
-        lease_ttl_ms: How long a node counts as alive after its last sign of life, on a server
-            database. On SQLite the operating system knows.
+        lease_ttl_ms: How long a node counts as alive after its last heartbeat, on a server database.
+            SQLite needs none: the operating system knows.
         mailbox_limit: How many writes may wait; then callers are suspended.
         clock: The source of its times and timers.
 

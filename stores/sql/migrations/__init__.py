@@ -1,6 +1,6 @@
 """The steps of the schema, applied with Alembic but without any of its files or settings.
 
-The version stands in a table of its own, `asm_schema_version`: an application's own Alembic keeps
+The version is kept in a table of its own, `asm_schema_version`: an application's own Alembic keeps
 its table, and calls `upgrade` from one of its migrations.
 """
 
@@ -26,11 +26,11 @@ def upgrade(connection: Connection, revision: str = "head") -> None:
     """Bring the tables up to a revision, inside the connection's transaction.
 
     To be called from an application's own Alembic migration with `op.get_bind()`, or on a
-    connection of its own: whoever began the transaction commits it.
+    connection of its own. The caller commits the transaction.
 
     Args:
-        connection: Where. Of an AsyncConnection: `await connection.run_sync(upgrade)`.
-        revision: How far; `head` is what this release needs.
+        connection: The database. With an AsyncConnection: `await connection.run_sync(upgrade)`.
+        revision: The revision to reach; `head` is what this release needs.
 
     Raises:
         ValidationError: There is no such revision on the way up from the present one.
@@ -47,8 +47,8 @@ def downgrade(connection: Connection, revision: str) -> None:
     """Take the tables back to a revision, inside the connection's transaction; `base` drops them all.
 
     Args:
-        connection: Where.
-        revision: How far back.
+        connection: The database.
+        revision: The revision to go back to.
 
     Raises:
         ValidationError: There is no such revision on the way down from the present one.

@@ -404,7 +404,7 @@ LEFT JOIN asm_session_sequences h ON h.session_id = :session_id"""
 
 @lru_cache(maxsize=256)
 def sizes(query: LogQuery) -> str:
-    """How large the events of a page are, as a JSON list; their greatest number; the log's, its incarnation."""
+    """The sizes of a page's events, as a JSON list; their greatest number; the log's, its incarnation."""
     counter = "FROM asm_session_sequences WHERE session_id = :session_id"
     return f"""SELECT json_group_array(byte_size), max(sequence_number),
     (SELECT last_sequence {counter}), (SELECT incarnation {counter})

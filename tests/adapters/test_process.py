@@ -112,7 +112,7 @@ async def test_a_file_that_is_no_program_is_named(footprint: Footprint, tmp_path
     file = tmp_path / "program"
     file.write_bytes(b"\0nothing")
     file.chmod(0o755)
-    with pytest.raises(ProviderError, match="no program that the system can execute"):
+    with pytest.raises(ProviderError, match="not a program that the system can execute"):
         async with ProcessGroup([str(file)], cwd="/", env=footprint.env):
             pass
 

@@ -4,9 +4,11 @@ Events, pages or openings a second beside OpenAI Agents' `SQLiteSession` and eve
 application on asyncio calls it, and beside the raw driver on the smallest table that can hold a log.
 Payloads of 128 bytes, a sync with each commit (FULL), each variant on a file of its own. The peers run
 in a process and an environment of their own (`make .venv-peers/.installed`); without it they are left
-out. What they do less: OpenAI Agents' items have no ids and no numbers; eventsourcing leaves numbering
-to the caller, who has to try again after a conflict; neither can be waited on. A lone caller's figure
-is what its median append would give: the disk's sync drifts.
+out. Each runs in many short blocks, in turn: the machine and its disk drift. What an application hands
+over (an event, an item, a payload) is made before the clock starts. What the peers do less: OpenAI
+Agents' items have no ids and no numbers; eventsourcing leaves numbering to the caller, who has to try
+again after a conflict; neither can be waited on. A lone caller's figure is what its median append would
+give: the disk's sync drifts.
 """
 
 from __future__ import annotations
@@ -69,13 +71,15 @@ async def beside(
             made[RAW] = driver
         return made
 
-    each, appends, batches = harness.size(20, 2), harness.size(200, 10), harness.size(40, 4)
+    blocks = harness.size(4 * harness.repetitions, 2)
+    each, appends, batches = harness.size(10, 2), harness.size(60, 10), harness.size(12, 4)
     case = f"{APPENDERS} at once"
     ours = partial(append_rate, store, APPENDERS, each)
     await harness.compare(
         case,
         variants("crowd", ours, None, appenders=APPENDERS, each=max(1, each // 10)),
         unit="events/s",
+        repetitions=blocks,
     )
     if others is not None:
         best = harness.best(case, OPENAI, EVENTSOURCING)
@@ -86,9 +90,11 @@ async def beside(
         case,
         variants("alone", partial(alone, store, appends, 1), raw.lone(appends, 1), appends=appends, batch=1),
         unit="events/s",
+        repetitions=blocks,
     )
+    harness.ratio(case, "store", RAW, at_least=0.7)
     if others is not None:
-        harness.ratio(case, "store", OPENAI, at_least=0.9, goal=1)
+        harness.ratio(case, "store", OPENAI, at_least=0.9, goal=1.05)
 
     case = f"batches of {BATCH}, one caller"
     await harness.compare(
@@ -101,6 +107,7 @@ async def beside(
             batch=BATCH,
         ),
         unit="events/s",
+        repetitions=blocks,
     )
     if others is not None:
         best = harness.best(case, OPENAI, EVENTSOURCING)
@@ -112,18 +119,19 @@ async def beside(
     if others is not None:
         for peer in (OPENAI, EVENTSOURCING):
             await others.ask("fill", peer=peer, events=LONG)
-    pages = harness.size(300, 10)
+    pages = harness.size(60, 10)
     case = f"tail of {PAGE} behind {LONG}"
     await harness.compare(
         case,
         variants("tail", partial(tail, store, pages), partial(raw.tail, pages), pages=pages),
         unit="pages/s",
+        repetitions=blocks,
     )
     harness.ratio(case, "store", RAW, at_least=0.45)
     if others is not None:
         harness.ratio(case, "store", OPENAI, at_least=1.2)
 
-    times = harness.size(40, 2)
+    times = harness.size(15, 2)
     case = "open the file, read the tail"
     await harness.compare(
         case,
@@ -134,6 +142,7 @@ async def beside(
             times=times,
         ),
         unit="openings/s",
+        repetitions=blocks,
     )
     if others is not None:
         harness.ratio(case, "store", OPENAI, at_least=1)

@@ -99,13 +99,15 @@ class Harness:
     async def compare(
         self, case: str, variants: Mapping[str, Variant], *, unit: str, repetitions: int | None = None
     ) -> None:
-        """Run the variants in turn, several times over, after one round that does not count."""
+        """Run the variants in turn, there and back, several times; the first round does not count."""
         values: dict[str, list[float]] = {name: [] for name in variants}
         for variant in variants.values():
             await variant()
+        order = list(variants.items())
         for _ in range(repetitions or self.repetitions):
-            for name, variant in variants.items():
+            for name, variant in order:
                 values[name].append(await variant())
+            order.reverse()
         for name, measured in values.items():
             self.add(case, name, measured, unit=unit)
 

@@ -4,6 +4,10 @@ Runs in the peers' environment, where there is nothing of asm_runtime. Both libr
 application on asyncio has to call them: OpenAI Agents' session brings its own threads, eventsourcing
 blocks and is called through `asyncio.to_thread`. Each keeps its own schema and settings; that both
 sync each commit (WAL, FULL) is asserted.
+
+What an application hands over is made before the clock starts: a conversation's item, an event's payload.
+What a library makes of it is on the clock: eventsourcing's recorder takes stored events, whose states its
+mapper would have encoded.
 """
 
 from __future__ import annotations
@@ -47,11 +51,14 @@ class OpenAIAgents:
         with self._session("s")._locked_connection() as connection:
             return int(connection.execute("PRAGMA synchronous").fetchone()[0])
 
-    async def append(self, log: str, events: int) -> None:
-        """Append events to a log, in one transaction."""
-        await self._session(log).add_items(
-            [{"role": "assistant", "content": "x" * 112} for _ in range(events)]
-        )
+    @staticmethod
+    def made(events: int) -> list[Any]:
+        """What an application hands over."""
+        return [{"role": "assistant", "content": "x" * 112} for _ in range(events)]
+
+    async def append(self, log: str, made: list[Any]) -> None:
+        """Append to a log, in one transaction."""
+        await self._session(log).add_items(made)
 
     async def tail(self, log: str) -> int:
         """Read the newest events of a log, decoded; how many."""
@@ -80,16 +87,16 @@ class EventSourcing:
             cursor.execute("PRAGMA synchronous")
             return int(cursor.fetchone()[0])
 
-    async def append(self, log: str, events: int) -> None:
-        """Append events to a log, in one transaction."""
+    @staticmethod
+    def made(events: int) -> list[Any]:
+        """What an application hands over."""
+        return [{"content": "x" * 112} for _ in range(events)]
+
+    async def append(self, log: str, made: list[Any]) -> None:
+        """Append to a log, in one transaction."""
         versions = self._versions.setdefault(log, count(1))
-        await asyncio.to_thread(
-            self._recorder.insert_events,
-            [
-                StoredEvent(log, next(versions), "streamed", json.dumps({"content": "x" * 112}).encode())
-                for _ in range(events)
-            ],
-        )
+        events = [StoredEvent(log, next(versions), "streamed", json.dumps(one).encode()) for one in made]
+        await asyncio.to_thread(self._recorder.insert_events, events)
 
     async def tail(self, log: str) -> int:
         """Read the newest events of a log, decoded; how many."""
@@ -108,9 +115,11 @@ _opened: dict[str, Any] = {}
 async def crowd(peer: Any, appenders: int, each: int) -> float:
     """Appends a second, with so many tasks that each await every append."""
 
+    made = [peer.made(1) for _ in range(appenders * each)]
+
     async def appender(number: int) -> None:
-        for _ in range(each):
-            await peer.append(f"ses_{number % SESSIONS}", 1)
+        for one in made[number::appenders]:
+            await peer.append(f"ses_{number % SESSIONS}", one)
 
     began = time.perf_counter()
     await asyncio.gather(*(appender(number) for number in range(appenders)))
@@ -121,8 +130,9 @@ async def alone(peer: Any, appends: int, batch: int) -> float:
     """Events a second that the median append of one caller gives."""
     taken: list[float] = []
     for _ in range(appends):
+        made = peer.made(batch)
         began = time.perf_counter()
-        await peer.append("ses_0", batch)
+        await peer.append("ses_0", made)
         taken.append(time.perf_counter() - began)
     return batch / statistics.median(taken)
 
@@ -130,7 +140,7 @@ async def alone(peer: Any, appends: int, batch: int) -> float:
 async def fill(peer: Any, events: int) -> float:
     """Make a log to read from."""
     for _ in range(events // 1_000):
-        await peer.append("long", 1_000)
+        await peer.append("long", peer.made(1_000))
     return events
 
 

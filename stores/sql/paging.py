@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Awaitable
 
 from msgspec.structs import replace
 
 from asm_runtime.errors import RunNotFound
 from asm_runtime.records import Event, Run, RunStatus, Session, SessionStatus
 from asm_runtime.stores.filters import EventFilter
+from asm_runtime.stores.sql.database import Page, Reader
 from asm_runtime.stores.sql.rows import run_of, session_of
-from asm_runtime.stores.sql.sqlite import reading
-from asm_runtime.stores.sql.sqlite.database import Database
-from asm_runtime.stores.sql.sqlite.reading import Page
-from asm_runtime.stores.sql.sqlite.transaction import Cursor
 
 __all__ = ["Pages"]
 
@@ -33,21 +30,21 @@ EXAMINED = 2000
 
 
 class Pages:
-    """Reads a database in pages.
+    """Has a reader answer in pages.
 
     The first page of an answer is read as soon as there is a connection. What follows, and a search that
     has not found anything yet, takes turns for one of them: however many go through long logs, there is a
     connection for short reads.
     """
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
         self._turn = asyncio.Lock()
 
     async def events(self, session_id: str, filter: EventFilter) -> tuple[list[Event], int]:
         """The events that the filter wants and the latest number of the log, as of one moment."""
         if filter.matches_nothing:
-            return [], await self._database.read(reading.latest_sequence, session_id)
+            return [], await self._reader.latest_sequence(session_id)
         while True:
             found = await self._events(session_id, filter)
             if found is not None:
@@ -57,7 +54,7 @@ class Pages:
         """Once through the log; None if the session was deleted on the way."""
         events: list[Event] = []
         wanted = filter
-        page = first = await self._database.read(_first_page, session_id, filter)
+        page = first = await self._page(session_id, filter, EXAMINED_AT_FIRST, has_room=True)
         while True:
             if page.incarnation != first.incarnation:
                 return None
@@ -67,7 +64,14 @@ class Pages:
                 return events, first.head or 0
             wanted = rest
             async with self._turn:
-                page = await self._database.read(_next_page, session_id, wanted, not events)
+                page = await self._page(session_id, wanted, EXAMINED, has_room=not events)
+
+    def _page(
+        self, session_id: str, filter: EventFilter, examined: int, *, has_room: bool
+    ) -> Awaitable[Page]:
+        return self._reader.events(
+            session_id, filter, limit=PAGE_ROWS, max_bytes=PAGE_BYTES, examined=examined, has_room=has_room
+        )
 
     async def sessions(
         self,
@@ -81,9 +85,7 @@ class Pages:
         after: tuple[str, str] = ("", "")
         while limit is None or len(sessions) < limit:
             size = _smaller(LISTED_ROWS, None if limit is None else limit - len(sessions))
-            rows: list[list[Any]] = await self._database.read(
-                reading.list_sessions, statuses, agents, after, size, offset
-            )
+            rows = await self._reader.sessions(statuses, agents, after, size, offset)
             sessions += map(session_of, rows)
             if len(rows) < size:
                 break
@@ -108,7 +110,7 @@ class Pages:
         while limit is None or len(runs) < limit:
             size = _smaller(LISTED_ROWS, None if limit is None else limit - len(runs))
             try:
-                rows = await self._database.read(reading.list_runs, session_id, statuses, cursor, size)
+                rows = await self._reader.runs(session_id, statuses, cursor, size)
             except RunNotFound:
                 if cursor == after:
                     raise
@@ -122,30 +124,6 @@ class Pages:
 
 def _smaller(size: int, limit: int | None) -> int:
     return size if limit is None else min(size, limit)
-
-
-def _first_page(cursor: Cursor, session_id: str, filter: EventFilter) -> Page:
-    return reading.event_page(
-        cursor,
-        session_id,
-        filter,
-        limit=PAGE_ROWS,
-        max_bytes=PAGE_BYTES,
-        examined=EXAMINED_AT_FIRST,
-        has_room=True,
-    )
-
-
-def _next_page(cursor: Cursor, session_id: str, filter: EventFilter, has_room: bool) -> Page:
-    return reading.event_page(
-        cursor,
-        session_id,
-        filter,
-        limit=PAGE_ROWS,
-        max_bytes=PAGE_BYTES,
-        examined=EXAMINED,
-        has_room=has_room,
-    )
 
 
 def _rest(filter: EventFilter, page: Page, head: int | None) -> EventFilter | None:

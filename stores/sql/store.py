@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import datetime
 from functools import partial
@@ -20,7 +21,7 @@ from asm_runtime.stores import rules
 from asm_runtime.stores.filters import EventFilter
 from asm_runtime.stores.pace import in_turn, in_turns
 from asm_runtime.stores.sql import operations
-from asm_runtime.stores.sql.group import Outcome, Writer
+from asm_runtime.stores.sql.outcome import Appended, Deleted, Outcome
 from asm_runtime.stores.sql.paging import Pages
 from asm_runtime.stores.sql.removals import Removals
 from asm_runtime.stores.sql.rows import (
@@ -31,9 +32,8 @@ from asm_runtime.stores.sql.rows import (
     large_drafted,
     large_event_row,
 )
-from asm_runtime.stores.sql.sqlite import forks, reading
-from asm_runtime.stores.sql.sqlite.transaction import Appended, Deleted, Transaction
 from asm_runtime.stores.sql.target import database_of
+from asm_runtime.stores.sql.transaction import Transaction
 from asm_runtime.stores.waiters import EventWaiters, RevisionWaiters
 
 if TYPE_CHECKING:
@@ -41,13 +41,12 @@ if TYPE_CHECKING:
 
 __all__ = ["SQLSessionStore"]
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 Debt: TypeAlias = "tuple[Callable[[Transaction, Fence], None], Fence]"
-
-LOOK_EVERY_SECONDS = 0.03
-"""How often a store looks for what other processes have committed, while somebody waits for it."""
 
 RETRY_SECONDS = 1.0
 """After how long a release is written again that could not be."""
@@ -103,18 +102,18 @@ class SQLSessionStore(GroupActor):
         if migrate is not None and not isinstance(migrate, bool):  # pyright: ignore[reportUnnecessaryIsInstance]  # not all callers are checked
             raise options.refused("migrate", migrate, "True, False or None")
         options.integer("lease_ttl_ms", lease_ttl_ms, minimum=1)
+        self.node_id = new_id("nod_")
         self._database = database_of(
             url_or_engine,
+            node_id=self.node_id,
             synchronous=options.choice("synchronous", synchronous, ("FULL", "NORMAL")),
             migrate=migrate is not False,
             busy_timeout_ms=options.integer("busy_timeout_ms", busy_timeout_ms, minimum=0),
         )
-        self.node_id = new_id("nod_")
-        self._writer = Writer(node_id=self.node_id, database=self._database.name)
         self._readers = EventWaiters(clock)
         self._watchers = RevisionWaiters(clock)
         self._calls = _CallsUnderWay()
-        self._pages = Pages(self._database)
+        self._pages = Pages(self._database.reader)
         self._looks_soon = False
         self._sync_bound = False
         self._commits = 0
@@ -130,8 +129,8 @@ class SQLSessionStore(GroupActor):
 
     async def on_start(self) -> None:
         """Connect, and bring the schema up to date."""
-        forks.keep(self)
-        if await self._database.open(self.node_id, reading.has_removals):
+        self._database.changes.listen(self._tell_of_others)
+        if await self._database.open(self.abandon):
             self._removals.begin()
 
     async def on_stop(self) -> None:
@@ -145,19 +144,15 @@ class SQLSessionStore(GroupActor):
         self._answer_waiters()
         self._database.close_soon()
 
-    def leave_to_parent(self) -> None:
-        """End it in a forked child, which has neither its connections nor its threads."""
-        self.abandon(f"belongs to the process that this one was forked from: {forks.REMEDY}")
-
     def _answer_waiters(self) -> None:
         self._readers.stop()
         self._watchers.stop()
 
     async def _known_alive(self, owner: str | None) -> None:
         """See that others take this node for alive, before a run is written that it owns."""
-        if owner == self.node_id and not self._database.is_node:
+        if owner == self.node_id and not self._database.liveness.has_joined:
             with await self._under_way():
-                await self._database.join()
+                await self._database.liveness.join()
 
     # -- writing
 
@@ -169,6 +164,8 @@ class SQLSessionStore(GroupActor):
         """Commit everything that waits as one transaction, or two; tell callers and waiters."""
         settled = asyncio.get_running_loop().create_future()
         self._commit(letters, settled, after_lull=True)
+        if not self._commits:  # it was only to look
+            settled.set_result(None)
         return settled
 
     def _commit(
@@ -176,7 +173,7 @@ class SQLSessionStore(GroupActor):
     ) -> None:
         for part in self._parts(self._with_debts(letters), after_lull=after_lull):
             requests = [letter[:2] for letter in part]
-            writing = self._database.write(self._writer.run, requests, self._clock.now())
+            writing = self._database.writer.write(requests, self._clock.now())
             self._commits += 1
             writing.add_done_callback(partial(self._committed, part, settled))
 
@@ -231,20 +228,20 @@ class SQLSessionStore(GroupActor):
             parts[-1].append(letter)
             if letter[0] is operations.append:
                 byte_size += operations.byte_size(*letter[1])
-        return parts or [[]]  # nothing to write: only to look what others have written
+        return parts
 
     def _with_debts(self, letters: list[Letter]) -> list[Letter]:
         """What is owed, then the letters that ask for something."""
         asking = [letter for letter in letters if letter[2] is not None]
-        if len(asking) < len(letters) and any(letter[0] is _look for letter in letters):
+        looks = len(asking) < len(letters) and any(letter[0] is _look for letter in letters)
+        if self._owed:
+            asking[:0] = [(operation, (fence,), None) for operation, fence in self._owed]
+        if looks and not asking:
+            self.spawn(self._look())
+        elif looks:  # the group will say what others have committed
             self._looks_soon = False
-        if self._readers or self._watchers:
-            # Before they are told: whoever is told of a change that brings it nothing waits on.
-            self._look_soon()
-        if not self._owed:
-            return asking
-        debts: list[Letter] = [(operation, (fence,), None) for operation, fence in self._owed]
-        return debts + asking
+        self._look_on()
+        return asking
 
     def _answer(self, letters: list[Letter], results: list[Any]) -> None:
         unpaid = False
@@ -269,12 +266,7 @@ class SQLSessionStore(GroupActor):
     def _tell_waiters(self, outcome: Outcome) -> None:
         if not (self._readers or self._watchers):
             return
-        changed = outcome.foreign
-        if changed is None:
-            changed = list({*self._readers.sessions(), *self._watchers.sessions()})
-        for session_id in changed:
-            self._readers.changed(session_id)
-            self._watchers.changed(session_id)
+        self._tell_of_others(outcome.foreign)
         for effect in outcome.effects:
             if isinstance(effect, Appended):
                 for session_id, events in _by_session(effect.events).items():
@@ -285,11 +277,37 @@ class SQLSessionStore(GroupActor):
             else:
                 self._watchers.changed(effect.session_id, effect.revision)
 
+    def _tell_of_others(self, changed: Collection[str] | None) -> None:
+        for session_id in self._awaited() if changed is None else changed:
+            self._readers.changed(session_id)
+            self._watchers.changed(session_id)
+
+    def _awaited(self) -> Collection[str]:
+        return {*self._readers.sessions(), *self._watchers.sessions()}
+
     def _look_soon(self) -> None:
         """See in a moment what others have committed, if there may be others."""
-        if self._database.is_shared and not self._looks_soon:
+        seconds = self._database.changes.look_every_seconds
+        if seconds is not None and not self._looks_soon:
             self._looks_soon = True
-            self.send_after(LOOK_EVERY_SECONDS, _look)
+            self.send_after(seconds, _look)
+
+    async def _look(self) -> None:
+        changed: Collection[str] | None = ()
+        try:
+            changed = await self._database.changes.look(self._awaited())
+        except StoreError as error:
+            logger.debug("%r cannot see what others have committed: %s", self, error)
+            if not error.retryable:  # whoever waits is told when it reads
+                changed = None
+        self._looks_soon = False
+        self._look_on()
+        self._tell_of_others(changed)
+
+    def _look_on(self) -> None:
+        # Before they are told: whoever is told of a change that brings it nothing waits on.
+        if self._readers or self._watchers:
+            self._look_soon()
 
     def _owe(self, operation: Callable[[Transaction, Fence], None], fence: Fence) -> None:
         """See to it that a run is given up here, whatever happens to the caller or the database."""
@@ -311,7 +329,7 @@ class SQLSessionStore(GroupActor):
         """See `SessionStore`."""
         session_id = options.identifier("session_id", session_id)
         with await self._under_way():
-            return await self._database.read(reading.session, session_id)
+            return await self._database.reader.session(session_id)
 
     async def list_sessions(
         self,
@@ -342,7 +360,7 @@ class SQLSessionStore(GroupActor):
         return await self._write(operations.remove_left, session_ids)
 
     def _find_left(self, past: str, limit: int) -> Awaitable[list[str]]:
-        return self._database.read(reading.removals, past, limit)
+        return self._database.reader.removals(past, limit)
 
     async def save_run(self, run: Run, *, expected_status: ExpectedStatus | None = None) -> None:
         """See `SessionStore`."""
@@ -356,7 +374,7 @@ class SQLSessionStore(GroupActor):
         run_id = options.identifier("run_id", run_id)
         session_id = options.optional_identifier("session_id", session_id)
         with await self._under_way():
-            return await self._database.read(reading.run, run_id, session_id)
+            return await self._database.reader.run(run_id, session_id)
 
     async def list_runs(
         self,
@@ -378,7 +396,7 @@ class SQLSessionStore(GroupActor):
         """See `SessionStore`."""
         session_id = options.identifier("session_id", session_id)
         with await self._under_way():
-            return await self._database.read(reading.active_run, session_id)
+            return await self._database.reader.active_run(session_id)
 
     async def flush(
         self,
@@ -461,7 +479,7 @@ class SQLSessionStore(GroupActor):
         """See `SessionStore`."""
         session_id = options.identifier("session_id", session_id)
         with await self._under_way():
-            return await self._database.read(reading.latest_sequence, session_id)
+            return await self._database.reader.latest_sequence(session_id)
 
     # -- the queue
 
@@ -511,11 +529,11 @@ class SQLSessionStore(GroupActor):
         session_id = options.optional_identifier("session_id", session_id)
         limit = options.integer("limit", limit, minimum=1, optional=True)
         with await self._under_way():
-            owners = await self._database.read(reading.owners, session_id)
-            dead = await self._database.dead([owner for owner in owners if owner is not None])
+            owners = await self._database.reader.owners(session_id)
+            dead = await self._database.liveness.dead([owner for owner in owners if owner is not None])
             if not dead and None not in owners:
                 return []
-            return await self._database.read(reading.orphans, session_id, dead, limit)
+            return await self._database.reader.orphans(session_id, dead, limit)
 
     async def wait_for_runs(
         self, session_id: str, *, after: int | None = None, timeout_ms: int | None
@@ -529,7 +547,7 @@ class SQLSessionStore(GroupActor):
             return await self._watchers.read_or_wait(session_id, after, timeout_ms, self._run_revision)
 
     def _run_revision(self, session_id: str) -> Awaitable[int]:
-        return self._database.read(reading.run_revision, session_id)
+        return self._database.reader.run_revision(session_id)
 
     async def _under_way(self) -> _CallsUnderWay:
         """Count a call that reads, while it runs: the stop waits for those.

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from asm_runtime import options
 from asm_runtime.errors import ValidationError
-from asm_runtime.stores.sql.sqlite.database import Database, FileDatabase, MemoryDatabase
+from asm_runtime.stores.sql.database import Database
+from asm_runtime.stores.sql.sqlite.connections import Connections, FileConnections, MemoryConnections
+from asm_runtime.stores.sql.sqlite.database import SQLiteDatabase
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -21,7 +23,7 @@ _MEMORY = ("", ":memory:")
 
 
 def database_of(
-    target: str | AsyncEngine, *, synchronous: str, migrate: bool, busy_timeout_ms: int
+    target: str | AsyncEngine, *, node_id: str, synchronous: str, migrate: bool, busy_timeout_ms: int
 ) -> Database:
     """The database, not opened yet.
 
@@ -29,7 +31,7 @@ def database_of(
         ValidationError: There is no such database, or not in this release.
     """
     if not isinstance(target, str):
-        return _of_engine(target, migrate=migrate)
+        return SQLiteDatabase(_of_engine(target, migrate=migrate), node_id)
     scheme, separator, rest = target.partition("://")
     if not separator:
         raise _refused("", "there is no scheme in it")
@@ -43,8 +45,9 @@ def database_of(
     except UnicodeEncodeError as error:
         raise _refused(scheme, "its path cannot be encoded") from error
     if path in _MEMORY:
-        return MemoryDatabase()
-    return FileDatabase(path, synchronous=synchronous, migrate=migrate, busy_timeout_ms=busy_timeout_ms)
+        return SQLiteDatabase(MemoryConnections(), node_id)
+    file = FileConnections(path, synchronous=synchronous, migrate=migrate, busy_timeout_ms=busy_timeout_ms)
+    return SQLiteDatabase(file, node_id)
 
 
 def _refused(scheme: str, why: str) -> ValidationError:
@@ -54,10 +57,10 @@ def _refused(scheme: str, why: str) -> ValidationError:
     )
 
 
-def _of_engine(engine: Any, *, migrate: bool) -> Database:
+def _of_engine(engine: Any, *, migrate: bool) -> Connections:
     # Whoever has an engine has loaded SQLAlchemy; a URL does without.
     if "sqlalchemy.ext.asyncio" not in sys.modules:
         raise options.refused("url_or_engine", engine, "a URL or an AsyncEngine")
-    from asm_runtime.stores.sql.sqlite.engine import EngineDatabase
+    from asm_runtime.stores.sql.sqlite.engine import EngineConnections
 
-    return EngineDatabase(engine, migrate=migrate)
+    return EngineConnections(engine, migrate=migrate)

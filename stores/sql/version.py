@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from asm_runtime.errors import MigrationRequired
-from asm_runtime.stores.sql.sqlite.transaction import Cursor
 
-__all__ = ["KNOWN", "VERSION_TABLE", "can_be_upgraded", "check", "found"]
+__all__ = ["KNOWN", "VERSION_TABLE", "can_be_upgraded", "check"]
 
 VERSION_TABLE = "asm_schema_version"
 """Where the revision of a database stands; no other Alembic environment uses that name."""
@@ -46,15 +45,3 @@ def check(revision: str | None, url: str) -> None:
     raise MigrationRequired(
         f"the schema of {url} is {state}: run `asm-runtime migrate {url}`", details=details
     )
-
-
-def found(cursor: Cursor) -> str | None:
-    """The revision of the database; None: it has no schema."""
-    try:
-        cursor.execute(f"SELECT version_num FROM {VERSION_TABLE}")
-    except Exception as error:  # of either driver
-        if "no such table" in str(error):
-            return None
-        raise
-    row = cursor.fetchone()
-    return None if row is None else str(row[0])

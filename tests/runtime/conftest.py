@@ -12,7 +12,7 @@ import pytest
 
 from asm_runtime.ports import SessionStore
 from asm_runtime.stores import InMemorySessionStore, SQLSessionStore
-from asm_runtime.stores.sql.sqlite.connection import ConnectionThreads
+from asm_runtime.stores.sql.sqlite.threads import ConnectionThreads
 from asm_runtime.testing import JumpingClock
 
 

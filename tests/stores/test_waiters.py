@@ -482,7 +482,7 @@ async def test_no_turn_of_the_loop_tells_more_than_a_few_whatever_happened(
             each.add_done_callback(order.append)
         happen()
         most = sum(each.done() for each in answers)
-        assert most == TOLD_AT_ONCE
+        assert 1 <= most <= TOLD_AT_ONCE  # fewer on a busy machine
         while not all(each.done() for each in answers):
             before = sum(each.done() for each in answers)
             await asyncio.sleep(0)

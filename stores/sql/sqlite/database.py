@@ -1,315 +1,51 @@
-"""A SQLite database that the store opens itself: a file, or private and in memory."""
+"""A SQLite database, as a store uses it."""
 
 from __future__ import annotations
 
-import asyncio
-import sqlite3
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
-from typing import Any, Protocol, TypeVar, TypeVarTuple
+from collections.abc import Callable
 
-from asm_runtime.errors import StoreUnavailable
-from asm_runtime.stores.sql import version
-from asm_runtime.stores.sql.sqlite import errors, forks
-from asm_runtime.stores.sql.sqlite.connection import ConnectionThreads
-from asm_runtime.stores.sql.sqlite.files import DatabaseFiles
-from asm_runtime.stores.sql.sqlite.nodes import Nodes
-from asm_runtime.stores.sql.sqlite.opening import connect, is_ready, prepare_file, upgrade_on
-from asm_runtime.stores.sql.sqlite.transaction import Cursor
+from asm_runtime.stores.sql.sqlite import forks, reading
+from asm_runtime.stores.sql.sqlite.changes import Changes
+from asm_runtime.stores.sql.sqlite.connections import Connections
+from asm_runtime.stores.sql.sqlite.reader import Reader
+from asm_runtime.stores.sql.sqlite.writer import Writer
 
-__all__ = ["Database", "FileDatabase", "MemoryDatabase"]
-
-T = TypeVar("T")
-Ts = TypeVarTuple("Ts")
-
-READERS = 2
-
-WAL_PAGES = 4000
-"""After how many pages the log is folded into the database. With the default of 1000 and events of many
-sessions, the same pages are written again and again: 12 000 events/s against 20 000. The index of a
-log of up to 4062 pages is one block.
-Source: sqlite.org/walformat.html, "WAL-Index Format"."""
-
-LOG_BYTES = 32 * 1024 * 1024
-"""To how much the log is cut when it begins anew, after a reader who held up its folding for long."""
-
-LOOK_SECONDS = 0.01
-"""How long it is taken for granted that the files are in their places, where nothing is acknowledged."""
-
-WRITER_CACHE_KIB = 16_000
-"""The ends of the logs of a few thousand sessions that are being written to."""
+__all__ = ["SQLiteDatabase"]
 
 
-class Database(Protocol):
-    """Where a store's statements run. Jobs are plain functions that are given a cursor."""
-
-    name: str
-    """What names it in errors."""
-    is_shared: bool
-    """Whether other processes or other stores may write to it."""
-
-    @property
-    def is_node(self) -> bool:
-        """Whether others see this node as alive."""
-        ...
-
-    async def open(self, node_id: str, first: Callable[[Cursor], T]) -> T:
-        """Connect, bring the schema up to date, and read what is to be known first.
-
-        Args:
-            node_id: Who opens it.
-            first: As of `read`.
-
-        Raises:
-            StoreUnavailable: The database cannot be reached, or is locked for too long.
-            MigrationRequired: The schema is not the one that is needed.
-            StoreError: It is no database, or not one that can be used.
-        """
-        ...
-
-    async def join(self) -> None:
-        """Be a node that others see as alive, until the close. Before the first claim; idempotent.
-
-        Raises:
-            StoreUnavailable: It cannot be made known.
-        """
-        ...
-
-    async def close(self) -> None:
-        """Finish the jobs that wait and close the connections. Idempotent."""
-        ...
-
-    def close_soon(self) -> None:
-        """Begin to close and wait for nothing: the store has crashed."""
-        ...
-
-    def write(self, job: Callable[[Cursor, *Ts], T], *args: *Ts) -> asyncio.Future[T]:
-        """Run a job on the connection that writes, one at a time; the job begins its transactions."""
-        ...
-
-    def read(self, job: Callable[[Cursor, *Ts], T], *args: *Ts) -> Awaitable[T]:
-        """Run a job on a connection that reads. Each statement sees all that is committed.
-
-        Raises:
-            StoreError: What the database's error means.
-        """
-        ...
-
-    def dead(self, node_ids: list[str]) -> Awaitable[list[str]]:
-        """Which of those nodes are not alive."""
-        ...
-
-
-class MemoryDatabase:
-    """A database that nobody else sees and that ends with the store.
-
-    Its one connection reads and writes.
-    """
-
-    name = "sqlite://"
-    is_shared = False
-    is_node = True
-
-    def __init__(self) -> None:
-        self._threads: ConnectionThreads | None = None
-        self._node_id: str | None = None
-
-    async def open(self, node_id: str, first: Callable[[Cursor], T]) -> T:
-        """Make it, with its tables."""
-        self._node_id = node_id
-        self._threads = ConnectionThreads(self._connect, name="asm-sqlite")
-        try:
-            return await self.read(first)
-        except BaseException:
-            await self.close()
-            raise
-
-    async def join(self) -> None:
-        """Nobody else is there."""
-
-    async def close(self) -> None:
-        """See the protocol."""
-        if self._threads is not None:
-            await self._threads.close()
-
-    def close_soon(self) -> None:
-        """See the protocol."""
-        if self._threads is not None:
-            self._threads.close_soon()
-
-    def write(self, job: Callable[[Cursor, *Ts], T], *args: *Ts) -> asyncio.Future[T]:
-        """See the protocol."""
-        assert self._threads is not None
-        return self._threads.run(job, *args)
-
-    def read(self, job: Callable[[Cursor, *Ts], T], *args: *Ts) -> Awaitable[T]:
-        """See the protocol."""
-        assert self._threads is not None
-        return self._threads.run(_translated, self.name, job, args)
-
-    async def dead(self, node_ids: list[str]) -> list[str]:
-        """Nobody else is there."""
-        return [id for id in node_ids if id != self._node_id]
-
-    def _connect(self) -> sqlite3.Connection:
-        with errors.translating(self.name):
-            connection = connect(":memory:", 0)
-            upgrade_on(connection)
-            return connection
-
-
-class FileDatabase:
-    """A database file in WAL mode: one connection writes, others read beside it.
+class SQLiteDatabase:
+    """What connections to a database are used for; see `stores.sql.database.Database`.
 
     Args:
-        path: The file; made if it is missing.
-        synchronous: `FULL` or `NORMAL`.
-        migrate: Whether to bring the schema up to date.
-        busy_timeout_ms: How long a statement waits for a lock of another connection.
+        connections: Not opened yet.
+        node_id: Of the store.
     """
 
-    is_shared = True
+    def __init__(self, connections: Connections, node_id: str) -> None:
+        self.name = connections.name
+        self.connections = connections
+        self.writer = Writer(connections, node_id)
+        self.reader = Reader(connections)
+        self.liveness = connections
+        self.changes = Changes(connections, self.writer.groups.feed)
+        self._node_id = node_id
+        self._inherited: Callable[[str], None] | None = None
 
-    def __init__(self, path: str, *, synchronous: str, migrate: bool, busy_timeout_ms: int) -> None:
-        self.name = f"sqlite:///{path}"
-        self._path = path
-        self._synchronous = synchronous
-        self._migrate = migrate
-        self._busy_timeout_ms = busy_timeout_ms
-        self._files: DatabaseFiles | None = None
-        self._nodes: Nodes | None = None
-        self._writer: ConnectionThreads | None = None
-        self._readers: ConnectionThreads | None = None
-
-    @property
-    def is_node(self) -> bool:
+    async def open(self, inherited: Callable[[str], None]) -> bool:
         """See the protocol."""
-        return self._nodes is not None and self._nodes.has_joined
-
-    async def open(self, node_id: str, first: Callable[[Cursor], T]) -> T:
-        """See the protocol. The connection that writes is made for the first write."""
-        self._files = DatabaseFiles(self._path, self.name)
-        self._nodes = Nodes(self._path, node_id)
-        self._readers = ConnectionThreads(
-            self._connect_reader, self._disconnect, count=READERS, name="asm-sqlite-reader"
-        )
-        self._writer = ConnectionThreads(self._connect_writer, self._disconnect, name="asm-sqlite-writer")
-        try:
-            return await self._readers.run(_translated, self.name, self._prepare, (self._nodes, first))
-        except BaseException:
-            await self.close()
-            raise
-
-    async def join(self) -> None:
-        """See the protocol."""
-        nodes = self._nodes
-        assert nodes is not None
-        await self.read(lambda _: nodes.join())
+        self._inherited = inherited
+        forks.keep(self)
+        return await self.connections.open(self._node_id, reading.has_removals)
 
     async def close(self) -> None:
         """See the protocol."""
-        self.close_soon()
-        if self._readers is not None:
-            await self._readers.close()
+        await self.connections.close()
 
     def close_soon(self) -> None:
         """See the protocol."""
-        writer, readers, nodes = self._writer, self._readers, self._nodes
-        if writer is None or readers is None or readers.closing:
-            return
+        self.connections.close_soon()
 
-        def leave(_: Cursor) -> None:
-            # The last connection to close deletes the log, which one that is being made would miss. And
-            # the owner of a claim that is being written must be alive to whoever reads it.
-            writer.join()
-            if nodes is not None:
-                nodes.leave()
-
-        writer.close_soon()
-        if writer.at_work or self.is_node:
-            readers.run(leave)
-        readers.close_soon()
-
-    def write(self, job: Callable[[Cursor, *Ts], T], *args: *Ts) -> asyncio.Future[T]:
-        """See the protocol."""
-        assert self._writer is not None
-        return self._writer.run(self._written, job, args)
-
-    def read(self, job: Callable[[Cursor, *Ts], T], *args: *Ts) -> Awaitable[T]:
-        """See the protocol."""
-        assert self._readers is not None
-        return self._readers.run(self._read, job, args)
-
-    def dead(self, node_ids: list[str]) -> Awaitable[list[str]]:
-        """Those whose process does not hold its lock."""
-        nodes = self._nodes
-        assert nodes is not None
-        return self.read(lambda _: nodes.dead(node_ids))
-
-    def _prepare(self, cursor: Cursor, nodes: Nodes, first: Callable[[Cursor], T]) -> T:
-        if not is_ready(cursor, self.name, migrate=self._migrate):
-            prepare_file(self._path, self.name, nodes, busy_timeout_ms=self._busy_timeout_ms)
-            version.found(cursor)  # only who reads opens the log
-        assert self._files is not None
-        self._files.opened()
-        return first(cursor)
-
-    def _written(self, cursor: Cursor, job: Callable[..., T], args: tuple[Any, ...]) -> T:
-        assert self._files is not None
-        assert self._nodes is not None
-        self._files.check(LOOK_SECONDS)  # to write beside somebody else's log would damage it
-        result = job(cursor, *args)
-        self._files.check()
-        with suppress(OSError, StoreUnavailable):
-            self._nodes.look()
-        return result
-
-    def _read(self, cursor: Cursor, job: Callable[..., T], args: tuple[Any, ...]) -> T:
-        assert self._files is not None
-        self._files.check(LOOK_SECONDS)
-        return _translated(cursor, self.name, job, args)
-
-    def _connect_writer(self) -> sqlite3.Connection:
-        # On macOS a plain fsync leaves the data in the drive's cache. Elsewhere this does nothing.
-        full = self._synchronous == "FULL"
-        connection = self._connect(
-            synchronous=self._synchronous,
-            fullfsync=full,
-            checkpoint_fullfsync=full,
-            wal_autocheckpoint=WAL_PAGES,
-            journal_size_limit=LOG_BYTES,
-            cache_size=-WRITER_CACHE_KIB,
-        )
-        # SQLite opens the log at the first question. Until then the last reader to close deletes it.
-        connection.execute("SELECT 1 FROM sqlite_schema").fetchone()
-        return connection
-
-    def _connect_reader(self) -> sqlite3.Connection:
-        return self._connect(query_only=True)
-
-    def _connect(self, **settings: str | int) -> sqlite3.Connection:
-        with errors.translating(self.name):
-            assert self._files is not None
-            self._files.before_connecting()
-            forks.refuse_inherited(self._path, self.name)
-            connection = connect(self._path, self._busy_timeout_ms)
-            try:
-                for name, value in settings.items():
-                    connection.execute(f"PRAGMA {name} = {value}")
-                self._files.check()  # else it may be that of another file
-            except BaseException:
-                connection.close()
-                raise
-            return connection
-
-    def _disconnect(self, connection: sqlite3.Connection) -> None:
-        assert self._files is not None
-        if self._files.may_be_closed():
-            connection.close()
-        else:
-            forks.never_free(connection)
-
-
-def _translated(cursor: Cursor, name: str, job: Callable[..., T], args: tuple[Any, ...]) -> T:
-    with errors.translating(name):
-        return job(cursor, *args)
+    def leave_to_parent(self) -> None:
+        """See `forks.Inheritable`."""
+        if self._inherited is not None:
+            self._inherited(f"belongs to the process that this one was forked from: {forks.REMEDY}")

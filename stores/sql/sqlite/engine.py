@@ -6,7 +6,7 @@ import asyncio
 import sqlite3
 import threading
 import weakref
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection, Generator
 from contextlib import closing, contextmanager, nullcontext
 from importlib.util import find_spec
 from typing import Any, TypeVar, TypeVarTuple
@@ -22,10 +22,10 @@ from asm_runtime.stores.sql import version
 from asm_runtime.stores.sql.sqlite import errors, forks
 from asm_runtime.stores.sql.sqlite.files import DatabaseFiles
 from asm_runtime.stores.sql.sqlite.nodes import Nodes
-from asm_runtime.stores.sql.sqlite.opening import connect, is_ready, prepare_file
+from asm_runtime.stores.sql.sqlite.opening import connect, is_ready, prepare_file, revision_of
 from asm_runtime.stores.sql.sqlite.transaction import Cursor
 
-__all__ = ["EngineDatabase"]
+__all__ = ["EngineConnections"]
 
 BUSY_TIMEOUT_MS = 10_000
 """How long the preparation of a file waits for locks of others; later the engine's own setting holds."""
@@ -37,7 +37,7 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 
-class EngineDatabase:
+class EngineConnections:
     """Runs jobs on connections from the engine's pool, on the driver's cursor underneath.
 
     A connection is taken for a job and given back after it. Of a database in memory the pool has one
@@ -75,12 +75,12 @@ class EngineDatabase:
         self._working = forks.Working()
 
     @property
-    def is_node(self) -> bool:
-        """See `Database`."""
+    def has_joined(self) -> bool:
+        """See `Connections`."""
         return self._nodes is None or self._nodes.has_joined
 
     async def open(self, node_id: str, first: Callable[[Cursor], T]) -> T:
-        """See `Database`."""
+        """See `Connections`."""
         self._node_id = node_id
         forks.keep(self)
         await self._refuse_inherited()
@@ -100,12 +100,12 @@ class EngineDatabase:
             raise
 
     async def join(self) -> None:
-        """See `Database`."""
+        """See `Connections`."""
         if self._nodes is not None:
             await self._in_thread(self._nodes.join)
 
     async def close(self) -> None:
-        """See `Database`. The engine stays as it is."""
+        """See `Connections`. The engine stays as it is."""
         while self._jobs:
             await asyncio.wait(self._jobs)
         if self._nodes is not None:
@@ -113,7 +113,7 @@ class EngineDatabase:
         _in_memory.discard(self._node_id)
 
     def close_soon(self) -> None:
-        """See `Database`."""
+        """See `Connections`."""
         if self._nodes is not None:
             asyncio.get_running_loop().run_in_executor(None, self._nodes.leave)
         _in_memory.discard(self._node_id)
@@ -123,15 +123,15 @@ class EngineDatabase:
         _inherited.add(self._engine)
 
     def write(self, job: Callable[[Cursor, *Ts], T], *args: *Ts) -> asyncio.Future[T]:
-        """See `Database`."""
+        """See `Connections`."""
         return self._begun(self._writing, _on_cursor, job, args)
 
     async def read(self, job: Callable[[Cursor, *Ts], T], *args: *Ts) -> T:
-        """See `Database`."""
+        """See `Connections`."""
         return await self._run(self._reading, _on_cursor, job, args)
 
-    async def dead(self, node_ids: list[str]) -> list[str]:
-        """See `Database`."""
+    async def dead(self, node_ids: Collection[str]) -> Collection[str]:
+        """See `Connections`."""
         if self._nodes is None:
             return [id for id in node_ids if id not in _in_memory]
         return await self._in_thread(self._nodes.dead, node_ids)
@@ -236,7 +236,7 @@ class EngineDatabase:
         return path
 
     def _prepare_memory(self, connection: Connection, upgrade: Callable[[Connection], None]) -> None:
-        revision = _on_cursor(connection, version.found, ())
+        revision = _on_cursor(connection, revision_of, ())
         if self._migrate and version.can_be_upgraded(revision):
             with connection.begin():
                 upgrade(connection)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from asm_runtime.errors import StoreError, StoreUnavailable
 
-__all__ = ["MEANINGS", "Meaning", "is_busy", "is_duplicate", "is_too_big", "translated", "translating"]
+__all__ = ["MEANINGS", "ErrorTable", "Meaning", "translated", "translating"]
 
 Meaning = tuple[type[StoreError], str]
 
@@ -86,21 +86,29 @@ def translating(database: str) -> Generator[None]:
         raise StoreUnavailable(f"{database}: {error}", details={"database": database}) from error
 
 
-def is_busy(error: sqlite3.Error) -> bool:
-    """Whether another connection had the lock that was needed."""
-    return _primary(error) == sqlite3.SQLITE_BUSY
+class ErrorTable:
+    """See `stores.sql.group.ErrorTable`.
+
+    Args:
+        name: What names the database in messages.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def translated(self, error: Exception) -> StoreError | None:
+        """See the protocol."""
+        return translated(error, self.name) if isinstance(error, sqlite3.Error) else None
+
+    def is_duplicate(self, error: Exception) -> bool:
+        """See the protocol."""
+        return _primary(error) == sqlite3.SQLITE_CONSTRAINT
+
+    def is_busy(self, error: Exception) -> bool:
+        """See the protocol."""
+        return _primary(error) == sqlite3.SQLITE_BUSY
 
 
-def is_duplicate(error: sqlite3.Error) -> bool:
-    """Whether a unique key was there already."""
-    return _primary(error) == sqlite3.SQLITE_CONSTRAINT
-
-
-def is_too_big(error: sqlite3.Error) -> bool:
-    """Whether one value would have been larger than SQLite can make."""
-    return _primary(error) == sqlite3.SQLITE_TOOBIG
-
-
-def _primary(error: sqlite3.Error) -> int:
+def _primary(error: Exception) -> int:
     code: int = getattr(error, "sqlite_errorcode", None) or 0
     return code & _PRIMARY

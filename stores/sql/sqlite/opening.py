@@ -11,7 +11,7 @@ from asm_runtime.stores.sql.sqlite import forks
 from asm_runtime.stores.sql.sqlite.nodes import Nodes
 from asm_runtime.stores.sql.sqlite.transaction import Cursor
 
-__all__ = ["begin", "connect", "is_ready", "prepare_file", "upgrade_on"]
+__all__ = ["begin", "connect", "is_ready", "prepare_file", "revision_of", "upgrade_on"]
 
 OPENING_TIMEOUT_MS = 60_000
 """How long to wait for other processes that are making the same database ready."""
@@ -28,6 +28,18 @@ def begin(cursor: Cursor) -> None:
         cursor.execute("BEGIN IMMEDIATE")
 
 
+def revision_of(cursor: Cursor) -> str | None:
+    """The revision of the database; None: it has no schema."""
+    try:
+        cursor.execute(f"SELECT version_num FROM {version.VERSION_TABLE}")
+    except Exception as error:  # sqlite3's, or SQLAlchemy's of it
+        if "no such table" in str(error):
+            return None
+        raise
+    row = cursor.fetchone()
+    return None if row is None else str(row[0])
+
+
 def is_ready(cursor: Cursor, name: str, *, migrate: bool) -> bool:
     """Whether a database file is as it must be. Costs two questions, and no lock.
 
@@ -39,7 +51,7 @@ def is_ready(cursor: Cursor, name: str, *, migrate: bool) -> bool:
     Raises:
         MigrationRequired: The schema is another, and must not be brought up to date.
     """
-    revision = version.found(cursor)
+    revision = revision_of(cursor)
     if not migrate:
         version.check(revision, name)
     return revision == version.KNOWN[-1] and _journal_mode(cursor, "") == "wal"
@@ -65,7 +77,7 @@ def prepare_file(path: str, name: str, nodes: Nodes, *, busy_timeout_ms: int) ->
         cursor = connection.cursor()
         if _journal_mode(cursor, " = WAL") != "wal":
             raise StoreError(f"{name}: its file system does not support SQLite's WAL mode")
-        revision = version.found(cursor)
+        revision = revision_of(cursor)
         if version.can_be_upgraded(revision):
             upgrade_on(connection)
         else:

@@ -1,7 +1,8 @@
-"""What a store reads, as jobs for a connection that reads: see `Database.read`."""
+"""What a store reads, as jobs for a connection that reads: see `Connections.read`."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from itertools import accumulate
 from operator import itemgetter
 from typing import Any
@@ -12,12 +13,12 @@ from asm_runtime.errors import Conflict, RunNotFound, SessionNotFound
 from asm_runtime.payload import decode, encode
 from asm_runtime.records import Event, EventType, Run, RunStatus, Session, SessionStatus
 from asm_runtime.stores.filters import EventFilter, byte_size
+from asm_runtime.stores.sql.database import Page
 from asm_runtime.stores.sql.rows import event_of, events_of, run_of, session_of, text_of
 from asm_runtime.stores.sql.sqlite import statements
 from asm_runtime.stores.sql.sqlite.transaction import Cursor
 
 __all__ = [
-    "Page",
     "active_run",
     "event_page",
     "has_removals",
@@ -37,47 +38,16 @@ _PAST_ALL = 2**63 - 1
 _ANY_SIZE = 2**63 - 1
 
 
-class Page(msgspec.Struct, frozen=True, gc=False):
-    """A piece of a log."""
-
-    head: int | None
-    """The latest number of the log, in the same snapshot; None: it has no counter."""
-    incarnation: int | None
-    """Of the session; None: likewise."""
-    events: list[Event]
-    position: int | None
-    """The number up to which, in the order of the page, all was looked at; None: nothing follows."""
-    room: int | None
-    """How many bytes of the filter's `max_bytes` are left."""
-
-
 def event_page(
     cursor: Cursor,
     session_id: str,
     filter: EventFilter,
-    *,
     limit: int,
     max_bytes: int,
     examined: int,
     has_room: bool,
 ) -> Page:
-    """Read the first page of what a filter wants.
-
-    Where no index says which events are wanted, it looks at a few and may be empty though others follow:
-    no other reader has to wait for long.
-
-    Args:
-        cursor: Of a connection that reads.
-        session_id: Whose log.
-        filter: What is wanted.
-        limit: How many events at most.
-        max_bytes: How large they may be all in all; one that is larger comes alone.
-        examined: How many it looks at to find them.
-        has_room: The first one is wanted even if it exceeds the filter's own `max_bytes`.
-
-    Raises:
-        StoreError: One of them cannot be read; names it.
-    """
+    """See `Reader.events`."""
     room = filter.max_bytes
     limit = limit if filter.limit is None else min(limit, filter.limit)
     max_bytes = max_bytes if room is None else min(max_bytes, room)
@@ -326,9 +296,9 @@ def owners(cursor: Cursor, session_id: str | None) -> list[str | None]:
     return found
 
 
-def orphans(cursor: Cursor, session_id: str | None, dead: list[str], limit: int | None) -> list[Run]:
+def orphans(cursor: Cursor, session_id: str | None, dead: Collection[str], limit: int | None) -> list[Run]:
     """Running runs without an owner or with one of these."""
-    filters = (encode(dead).decode(), _ALL if limit is None else limit)
+    filters = (encode(list(dead)).decode(), _ALL if limit is None else limit)
     if session_id is None:
         cursor.execute(statements.ORPHANS, filters)
     else:

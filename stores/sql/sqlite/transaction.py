@@ -9,20 +9,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from itertools import accumulate
 from random import getrandbits
 from typing import Any, Protocol, TypeAlias, cast
 
-import msgspec
 from msgspec.structs import force_setattr
 
 from asm_runtime.payload import decode, encode
-from asm_runtime.records import Event, Fence
-from asm_runtime.stores import rules
-from asm_runtime.stores.sql.rows import EVENT_COLUMNS, EventRow, events_of, own_copy
+from asm_runtime.records import Event, Fence, Run, Session
+from asm_runtime.stores.sql.outcome import Appended, Deleted, Effect, RunsChanged
+from asm_runtime.stores.sql.rows import (
+    EVENT_COLUMNS,
+    EventRow,
+    Row,
+    events_of,
+    own_copy,
+    run_of,
+    run_row,
+    session_of,
+    session_row,
+    text_of,
+)
 from asm_runtime.stores.sql.sqlite import statements
 from asm_runtime.stores.sql.sqlite.insertion import INSERT_EVENT, INSERT_SIZES, insertion
 
-__all__ = ["Appended", "Cursor", "Deleted", "Effect", "RunsChanged", "Transaction", "append_alone"]
+__all__ = ["Cursor", "SQLiteTransaction", "append_alone"]
 
 
 class Cursor(Protocol):
@@ -56,27 +67,6 @@ MAX_CHANGE_BYTES = 4096
 the change feed keeps is bounded in bytes."""
 
 
-class Appended(msgspec.Struct, frozen=True, gc=False):
-    """New events are in the logs, in ascending order within each session."""
-
-    events: list[Event]
-
-
-class RunsChanged(msgspec.Struct, frozen=True, gc=False):
-    """A run of the session, or the session's own status, has changed."""
-
-    session_id: str
-    revision: int
-
-
-class Deleted(msgspec.Struct, frozen=True, gc=False):
-    """The session is gone."""
-
-    session_id: str
-
-
-Effect: TypeAlias = "Appended | RunsChanged | Deleted"
-
 Head: TypeAlias = tuple[int, str, int]
 """The latest number and time of a log, and the size of its largest event."""
 
@@ -89,8 +79,13 @@ PORTION_BYTES = 1 << 20
 """How much one statement writes or answers: each holds a copy of it."""
 
 
+REMOVED_AT_ONCE = 500
+BYTES_REMOVED_AT_ONCE = 4 * 1024 * 1024
+"""How many events and runs of deleted sessions one transaction removes, and how large ones. About 10 ms."""
+
+
 def append_alone(cursor: Cursor, row: EventRow) -> int:
-    """What a `Transaction` does whose only request is to append one event: most of a quiet store's.
+    """What a `SQLiteTransaction` does whose only request is to append one event: most of a quiet store's.
 
     Returns:
         The number of the change.
@@ -108,8 +103,8 @@ def append_alone(cursor: Cursor, row: EventRow) -> int:
     return cast(int, cursor.lastrowid)
 
 
-class Transaction:
-    """What the requests of one transaction share.
+class SQLiteTransaction:
+    """The `Transaction` of a cursor.
 
     Args:
         cursor: Of a connection on which a write transaction has begun.
@@ -127,8 +122,8 @@ class Transaction:
         self.effects: list[Effect] = []
         self.wrote = False
         """Whether there is anything to commit."""
-        self.removed = 0
-        self.removed_bytes = 0
+        self._removed = 0
+        self._removed_bytes = 0
         """How many rows of deleted sessions it has removed, and how large ones."""
         self._careful = careful
         self._heads: dict[str, Head] = {}
@@ -150,24 +145,15 @@ class Transaction:
         self.wrote = self.wrote or changed > 0
         return changed
 
-    def opened(self, session_id: str) -> int:
-        """How many more of the session's runs are open than its counter says yet."""
-        return self._revised.get(session_id, 0)
-
     def run_changed(self, session_id: str, *, opened: int = 0) -> None:
-        """Note that a run of the session, or its own status, changes in this transaction.
-
-        Args:
-            session_id: Whose.
-            opened: How many more runs are pending or running.
-        """
+        """See `Transaction`."""
         change = self._change
         if change is None:
             change = self._change = int(self.row(statements.NEXT_CHANGE)[0])
         self._revised[session_id] = self._revised.get(session_id, 0) + opened
         self.effects.append(RunsChanged(session_id, change))
 
-    def deleted(self, session_id: str, *, existed: bool) -> None:
+    def _deleted_now(self, session_id: str, *, existed: bool) -> None:
         """Note that the session is gone; what comes after begins anew."""
         self._heads[session_id] = _EMPTY
         self._raised.discard(session_id)
@@ -176,17 +162,8 @@ class Transaction:
             self._deleted.add(session_id)
         self.effects.append(Deleted(session_id))
 
-    def head(self, session_id: str) -> int:
-        """The latest number of a log."""
-        self._read_heads({session_id})
-        return self._heads[session_id][0]
-
     def append(self, batches: Sequence[Sequence[EventRow]]) -> list[list[Event]]:
-        """Number and insert events; returns, for each, the stored one.
-
-        The events are the store's own copies, which nobody else holds yet: they get their numbers
-        in place.
-        """
+        """See `Transaction`."""
         rows = [row for batch in batches for row in batch]
         self._read_heads({row[0] for row in rows})
         stored: dict[tuple[Any, ...], Event] | None = None
@@ -218,21 +195,119 @@ class Transaction:
             laters.append(later)
         return numbers, laters
 
-    def fenced_runs(self, fences: Sequence[Fence]) -> dict[tuple[str, str], tuple[str, int]]:
-        """Status and attempt of the runs that fences name, by session and run; what is missing, is not."""
+    def session_status(self, session_id: str) -> str | None:
+        """See `Transaction`."""
+        row = self.row(statements.SESSION_STATUS, session_id)
+        return None if row is None else row[0]
+
+    def stored_session(self, session_id: str) -> Session | None:
+        """See `Transaction`."""
+        row = self.row(statements.SESSION_ROW, session_id)
+        return None if row is None else session_of(row)
+
+    def run_state(self, session_id: str, run_id: str) -> tuple[str, int] | None:
+        """See `Transaction`."""
+        state: tuple[str, int] | None = self.row(statements.RUN_STATUS, session_id, run_id)
+        return state
+
+    def run_states(self, fences: Sequence[Fence]) -> dict[tuple[str, str], tuple[str, int]]:
+        """See `Transaction`."""
         pairs = encode([(fence.session_id, fence.run_id) for fence in fences]).decode()
         found = decode(self.row(statements.FENCED_RUNS, pairs)[0])
         return {(session_id, run_id): (status, attempt) for session_id, run_id, status, attempt in found}
 
-    def check_fence(self, fence: Fence | None) -> None:
-        """See that a fence holds.
+    def stored_run(self, session_id: str, run_id: str) -> Run | None:
+        """See `Transaction`."""
+        row = self.row(statements.GET_RUN, session_id, run_id)
+        return None if row is None else run_of(row)
 
-        Raises:
-            LeaseLost: It does not.
-        """
-        if fence is not None:
-            status, attempt = self.row(statements.RUN_STATUS, fence.session_id, fence.run_id) or (None, 0)
-            rules.check_fence(fence, status, attempt)
+    def open_runs(self, session_id: str) -> int:
+        """See `Transaction`."""
+        count: int = self.row(statements.OPEN_RUNS, session_id)[0]
+        return count
+
+    def before_enqueue(self, run: Run) -> tuple[str | None, int, Run | None]:
+        """See `Transaction`."""
+        status, open_runs, *columns = self.row(statements.ENQUEUE_FACTS, run.session_id, run.id)
+        known = None if columns[0] is None else run_of(columns)
+        return status, open_runs + self._revised.get(run.session_id, 0), known
+
+    def before_claim(
+        self, session_id: str, max_running: int, run_id: str | None
+    ) -> tuple[str | None, int, Row] | None:
+        """See `Transaction`."""
+        if run_id is None:
+            facts = self.row(statements.CLAIM_FIRST_FACTS, session_id, max_running)
+        else:
+            facts = self.row(statements.CLAIM_ONE_FACTS, session_id, max_running, run_id)
+        return None if facts is None else (facts[0], facts[1], facts[2:])
+
+    def save_session(self, session: Session) -> None:
+        """See `Transaction`."""
+        self.write(statements.SAVE_SESSION, session_row(session))
+
+    def save_run(self, run: Run) -> None:
+        """See `Transaction`."""
+        self.write(statements.SAVE_RUN, run_row(run))
+
+    def claim(self, run: Run) -> None:
+        """See `Transaction`."""
+        assert run.started_at is not None
+        self.write(
+            statements.CLAIM_RUN, (run.owner, run.attempt, text_of(run.started_at), run.session_id, run.id)
+        )
+
+    def release(self, fence: Fence) -> bool:
+        """See `Transaction`."""
+        return self.write(statements.RELEASE_RUN, (fence.session_id, fence.run_id, fence.attempt)) > 0
+
+    def unclaim(self, fence: Fence) -> bool:
+        """See `Transaction`."""
+        return self.write(statements.UNCLAIM_RUN, (fence.session_id, fence.run_id, fence.attempt)) > 0
+
+    def delete_session(self, session_id: str) -> bool:
+        """See `Transaction`."""
+        gone = sum(self.write(statement, (session_id,)) for statement in statements.DELETE_SESSION)
+        left = self.row(statements.LEFT_BEHIND, session_id)
+        has_left = any(last is not None for last in left)
+        self._deleted_now(session_id, existed=gone > 0 or has_left)
+        if not has_left:
+            return True
+        self.write(statements.BEGIN_REMOVAL, (session_id, *(last or 0 for last in left)))
+        return self.remove_left(session_id)
+
+    def remove_left(self, session_id: str) -> bool:
+        """See `Transaction`."""
+        row = self.row(statements.REMOVAL, session_id)
+        if row is None:
+            return True
+        last_sequence, last_position = row
+        self._read_heads({session_id})
+        events = session_id, self._heads[session_id][0], last_sequence
+        runs = session_id, 0, last_position
+        if not (
+            self._remove_first(statements.REMOVED_EVENT_SIZES, statements.REMOVE_EVENTS, events)
+            and self._remove_first(statements.REMOVED_RUN_SIZES, statements.REMOVE_RUNS, runs)
+        ):
+            return False
+        self.write(statements.END_REMOVAL, (session_id,))
+        return True
+
+    def _remove_first(self, sizes_of: str, remove: str, interval: tuple[str, int, int]) -> bool:
+        """Remove the first rows of an interval, as many as the transaction may; whether those were all."""
+        count = REMOVED_AT_ONCE - self._removed
+        room = BYTES_REMOVED_AT_ONCE - self._removed_bytes
+        if count <= 0:
+            return False
+        sizes: list[int] = decode(self.row(sizes_of, *interval, count)[0])
+        fitting = sum(used <= room for used in accumulate(sizes))
+        if not self._removed:
+            fitting = max(fitting, 1)  # one that is larger goes alone
+        if fitting and sizes:
+            self.write(remove, (*interval, fitting))
+            self._removed += fitting
+            self._removed_bytes += sum(sizes[:fitting])
+        return len(sizes) <= fitting and len(sizes) < count
 
     def settle(self) -> int | None:
         """Write what the requests have in common.

@@ -14,7 +14,7 @@ import sys
 from asm_runtime import Event, Run
 from asm_runtime.observer import Observer, set_observer
 from asm_runtime.stores import SQLSessionStore
-from asm_runtime.stores.sql import operations
+from asm_runtime.stores.sql.sqlite import transaction
 
 
 class Dying(Observer):
@@ -53,7 +53,7 @@ async def obey(store: SQLSessionStore, command: str, *args: str) -> None:
             set_observer(Dying())
             await store.append_event(Event.new(type="custom", session_id=args[0], id=args[1]))
         case "delete-and-die":
-            session, operations.REMOVED_AT_ONCE, commits = args[0], int(args[1]), int(args[2])
+            session, transaction.REMOVED_AT_ONCE, commits = args[0], int(args[1]), int(args[2])
             set_observer(Dying(commits))
             await store.delete_session(session)
         case "enqueue":

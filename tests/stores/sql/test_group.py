@@ -8,7 +8,6 @@ import sqlite3
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -19,17 +18,15 @@ from asm_runtime.observer import Observer, set_observer
 from asm_runtime.ports import ExecutionResult, Fence
 from asm_runtime.stores import SQLSessionStore
 from asm_runtime.stores.sql import operations
-from asm_runtime.stores.sql.group import FORGET_EVERY, KEPT_CHANGES, Request
+from asm_runtime.stores.sql.sqlite.changes import FORGET_EVERY, KEPT_CHANGES
 from asm_runtime.stores.sql.sqlite.transaction import (
     MAX_CHANGE_BYTES,
     PORTION_BYTES,
     Cursor,
-    Transaction,
+    SQLiteTransaction,
 )
 from asm_runtime.stores.sql.store import PART_BYTES
-
-NOON = datetime(2024, 1, 1, 12, tzinfo=UTC)
-NO_REQUESTS: list[Request] = []
+from tests.stores.sql.sqlite.inside import connections, database
 
 
 def events(count: int, session_id: str = "s", **fields: Any) -> list[Event]:
@@ -50,7 +47,7 @@ class Statements:
 
 async def traced(store: SQLSessionStore) -> Statements:
     seen = Statements()
-    await store._database.write(lambda cursor: cursor.connection.set_trace_callback(seen.run.append))  # type: ignore[attr-defined]  # sqlite3's
+    await connections(store).write(lambda cursor: cursor.connection.set_trace_callback(seen.run.append))  # type: ignore[attr-defined]  # sqlite3's
     return seen
 
 
@@ -72,7 +69,7 @@ def observed() -> Generator[list[tuple[int, int]]]:
 async def occupied(store: SQLSessionStore) -> asyncio.Event:
     """Have the writer busy until the event is set, so that what is asked meanwhile is one group."""
     gate, opened = threading.Event(), asyncio.Event()
-    store._database.write(lambda _: gate.wait())
+    connections(store).write(lambda _: gate.wait())
 
     async def open_gate() -> None:
         await opened.wait()
@@ -227,7 +224,7 @@ async def test_a_request_that_fails_in_the_middle_of_its_writing_fails_alone(
     """Half written, so the whole group is rolled back, and each is run again by itself."""
     whole = operations.save_run
 
-    def half(transaction: Transaction, run: Run, expected: str | None) -> None:
+    def half(transaction: SQLiteTransaction, run: Run, expected: str | None) -> None:
         whole(transaction, run, expected)
         if run.id == "bad":
             transaction.cursor.execute("INSERT INTO asm_nothing VALUES (1)")
@@ -270,12 +267,12 @@ async def test_what_is_being_committed_when_the_store_crashes_is_whole_though_no
         at_work.set()
         gate.wait()
 
-    ready = store._database.write(hold)
+    ready = connections(store).write(hold)
     await asyncio.to_thread(at_work.wait)  # a connection that is only being made writes nothing any more
     appends = [asyncio.ensure_future(store.append_events(events(2))) for _ in range(100)]
     for _ in range(3):
         await asyncio.sleep(0)
-    written = store._database.write(lambda _: None)  # comes after them
+    written = connections(store).write(lambda _: None)  # comes after them
     store.crash(ValueError("enough"))
     gate.set()
     await asyncio.gather(ready, written)
@@ -352,7 +349,7 @@ async def test_the_change_feed_keeps_only_the_last_commits(store: SQLSessionStor
         cursor.execute("SELECT count(*) FROM asm_changes")
         return int(cursor.fetchone()[0])
 
-    assert KEPT_CHANGES <= await store._database.read(count) <= KEPT_CHANGES + FORGET_EVERY
+    assert KEPT_CHANGES <= await connections(store).read(count) <= KEPT_CHANGES + FORGET_EVERY
 
 
 async def test_a_store_that_missed_more_than_the_feed_keeps_reads_again_whatever_it_waits_for(
@@ -381,7 +378,7 @@ async def test_what_the_change_feed_keeps_is_bounded_in_bytes_and_wakes_all_the_
             await asyncio.sleep(0)
         stored = await other.append_events([*(one for n in range(1000) for one in events(1, f"s{n}"))])
         assert await waiting == [stored[700]]
-    assert await store._database.read(widest) <= MAX_CHANGE_BYTES
+    assert await connections(store).read(widest) <= MAX_CHANGE_BYTES
 
 
 async def test_a_change_is_told_of_by_name_to_who_has_looked_before(
@@ -389,13 +386,13 @@ async def test_a_change_is_told_of_by_name_to_who_has_looked_before(
 ) -> None:
     """Nobody else reads again: that is what the feed is kept for."""
     seen: list[list[str] | None] = []
-    take = store._writer.feed.take
+    take = database(store).writer.groups.feed.take
 
     def noted() -> list[str] | None:
         seen.append(take())
         return seen[-1]
 
-    store._writer.feed.take = noted  # type: ignore[method-assign]
+    database(store).writer.groups.feed.take = noted  # type: ignore[method-assign]
     async with SQLSessionStore(f"sqlite:///{file}") as other:
         await store.append_event(*events(1, "mine"))
         await other.append_events([*events(1, "a"), *events(1, "b")])
@@ -403,6 +400,19 @@ async def test_a_change_is_told_of_by_name_to_who_has_looked_before(
         await store.append_event(*events(1, "mine"))
         await store.append_event(*events(1, "mine"))
     assert [names if names is None else sorted(names) for names in seen] == [None, ["a", "b", "c"], []]
+
+
+async def test_who_was_told_of_nothing_is_told_of_what_comes(store: SQLSessionStore, file: str) -> None:
+    """The first look knows of no earlier one, and has everybody read again."""
+    feed = database(store).writer.groups.feed
+    async with SQLSessionStore(f"sqlite:///{file}") as other:
+        waiting = asyncio.create_task(store.wait_for_runs("s", after=0, timeout_ms=60_000))
+        while feed._seen is None or not store._looks_soon:
+            await asyncio.sleep(0)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        await other.save_run(Run.new(session_id="s", id="r"))
+        assert await waiting > 0
 
 
 async def test_a_commit_that_fails_is_not_acknowledged(store: SQLSessionStore, file: str) -> None:
@@ -421,7 +431,7 @@ async def test_a_commit_that_fails_is_not_acknowledged(store: SQLSessionStore, f
     def enforce(cursor: Cursor) -> None:
         cursor.execute("PRAGMA foreign_keys = 1")
 
-    await store._database.write(enforce)
+    await connections(store).write(enforce)
     waiting = asyncio.create_task(store.get_events("bad", wait_timeout_ms=60_000))
     with observed() as groups:
         outcomes = await asyncio.gather(
@@ -492,7 +502,7 @@ async def test_a_change_by_others_has_only_those_read_again_whom_it_concerns(
     store: SQLSessionStore, file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also right after the older changes were forgotten."""
-    take = store._writer.feed.take
+    take = database(store).writer.groups.feed.take
     taken: list[list[str] | None] = []
 
     def noted() -> list[str] | None:
@@ -500,12 +510,12 @@ async def test_a_change_by_others_has_only_those_read_again_whom_it_concerns(
         taken.append(changed)
         return changed
 
-    monkeypatch.setattr(store._writer.feed, "take", noted)
+    monkeypatch.setattr(database(store).writer.groups.feed, "take", noted)
     async with SQLSessionStore(f"sqlite:///{file}") as second:
         for number in range(3 * FORGET_EVERY):
             await second.append_events(events(1, f"other {number % 2}"))
             if number % 5 == 0:
-                await store._database.write(store._writer.run, NO_REQUESTS, NOON)
+                await database(store).changes.look(())
     assert None not in taken[1:]  # the first look knows of no earlier one
     assert {id for changed in taken[1:] for id in changed or ()} == {"other 0", "other 1"}
 
@@ -514,5 +524,4 @@ async def test_who_missed_more_than_is_kept_reads_all_again(store: SQLSessionSto
     async with SQLSessionStore(f"sqlite:///{file}") as second:
         for _ in range(KEPT_CHANGES + 2 * FORGET_EVERY):
             await second.append_events(events(1, "other"))
-    outcome = await store._database.write(store._writer.run, NO_REQUESTS, NOON)
-    assert outcome.foreign is None
+    assert await database(store).changes.look(()) is None

@@ -16,9 +16,11 @@ from asm_runtime.ports import ExecutionResult
 from asm_runtime.stores import SQLSessionStore
 from asm_runtime.stores.filters import EventFilter
 from asm_runtime.stores.sql import operations, paging
-from asm_runtime.stores.sql.group import Writer
 from asm_runtime.stores.sql.paging import Pages
 from asm_runtime.stores.sql.rows import event_row
+from asm_runtime.stores.sql.sqlite import transaction
+from asm_runtime.stores.sql.sqlite.reader import Reader
+from asm_runtime.stores.sql.sqlite.writer import Groups
 from asm_runtime.testing.store_conformance import StoreModel, random_event, random_filter
 
 NOW = datetime(2024, 1, 1, tzinfo=UTC)
@@ -51,7 +53,7 @@ class Life:
         self.random = Random(seed)
         self.moments = [StoreModel()]
         self._cursor = connection.cursor()
-        self._writer = Writer(node_id="n", database="d")
+        self._groups = Groups(name="d", node_id="n")
 
     def write(self) -> None:
         """Append a few, delete, or remove a little of what is left."""
@@ -76,7 +78,7 @@ class Life:
         return model
 
     def _run(self, operation: Callable[..., Any], *args: Any) -> None:
-        for result in self._writer.run(self._cursor, [(operation, args)], NOW).results:
+        for result in self._groups.run(self._cursor, [(operation, args)], NOW).results:
             assert not isinstance(result, BaseException), result
 
 
@@ -113,9 +115,9 @@ async def test_an_answer_is_the_log_of_one_moment_whatever_happens_between_its_s
         if random.random() < 0.3:
             life.write()
 
-    pages = Pages(cast(Any, Interrupted(connections[1], happen)))
+    pages = Pages(Reader(cast(Any, Interrupted(connections[1], happen))))
     for _ in range(60):
-        monkeypatch.setattr(operations, "REMOVED_AT_ONCE", random.choice((1, 3, 20, 500)))
+        monkeypatch.setattr(transaction, "REMOVED_AT_ONCE", random.choice((1, 3, 20, 500)))
         await asyncio.to_thread(life.write)
         filter = random_filter(random)
         if random.random() < 0.5:

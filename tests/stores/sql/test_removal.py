@@ -20,10 +20,12 @@ from asm_runtime.ports import Order
 from asm_runtime.stores import SQLSessionStore
 from asm_runtime.stores.sql import operations, paging
 from asm_runtime.stores.sql.removals import Removals
-from asm_runtime.stores.sql.sqlite.transaction import Transaction
+from asm_runtime.stores.sql.sqlite import transaction
+from asm_runtime.stores.sql.sqlite.transaction import SQLiteTransaction
 from asm_runtime.testing import JumpingClock
 from asm_runtime.testing.store_conformance import ModelCase
 from tests.runtime.support import until
+from tests.stores.sql.sqlite.inside import connections
 from tests.stores.sql.test_processes import NewNode
 
 NOON = datetime(2024, 1, 1, 12, tzinfo=UTC)
@@ -83,12 +85,12 @@ async def stored_rows(store: SQLSessionStore, table: str = "asm_events") -> list
         cursor.execute(f"SELECT * FROM {table} WHERE session_id = 's'")
         return cursor.fetchall()  # type: ignore[no-any-return]  # sqlite3's
 
-    return await store._database.read(read)
+    return await connections(store).read(read)
 
 
 @pytest.fixture(autouse=True)
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operations, "REMOVED_AT_ONCE", 5)
+    monkeypatch.setattr(transaction, "REMOVED_AT_ONCE", 5)
 
 
 @pytest.fixture
@@ -188,7 +190,7 @@ async def test_others_write_between_the_steps(store: PatientStore) -> None:
 async def test_a_step_removes_no_more_bytes_than_it_may(
     store: PatientStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(operations, "BYTES_REMOVED_AT_ONCE", 2500)
+    monkeypatch.setattr(transaction, "BYTES_REMOVED_AT_ONCE", 2500)
     await store.append_events(events(8, data={"text": "x" * 1000}) + events(1, data={"text": "x" * 9000}))
     left: list[int] = []
     done = await is_deleted(store)
@@ -259,13 +261,13 @@ async def test_many_that_are_deleted_at_once_are_removed_in_steps_of_the_same_si
     store: PatientStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     removed: list[int] = []
-    settle = Transaction.settle
+    settle = SQLiteTransaction.settle
 
-    def settled(transaction: Transaction) -> int | None:
-        removed.append(transaction.removed)
+    def settled(transaction: SQLiteTransaction) -> int | None:
+        removed.append(transaction._removed)
         return settle(transaction)
 
-    monkeypatch.setattr(Transaction, "settle", settled)
+    monkeypatch.setattr(SQLiteTransaction, "settle", settled)
     names = [f"s{number}" for number in range(40)]
     await asyncio.gather(*(store.append_events(events(3, name)) for name in names))
     await asyncio.gather(*map(store.delete_session, names))
@@ -423,7 +425,7 @@ class _Lingering(SQLSessionStore):
 class TestWhatIsNeverRemovedIsNeverSeen(ModelCase):
     @pytest.fixture(autouse=True)
     def smallest_steps(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(operations, "REMOVED_AT_ONCE", 1)
+        monkeypatch.setattr(transaction, "REMOVED_AT_ONCE", 1)
 
     def new_store(self, clock: Clock, place: Path) -> SQLSessionStore:
         return _Lingering(f"sqlite:///{place}/asm.db", clock=clock)
@@ -452,7 +454,7 @@ class _Either:
 class TestTwoStoresThatRemoveWhatEitherDeletes(ModelCase):
     @pytest.fixture(autouse=True)
     def smallest_steps(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(operations, "REMOVED_AT_ONCE", 1)
+        monkeypatch.setattr(transaction, "REMOVED_AT_ONCE", 1)
 
     def new_store(self, clock: Clock, place: Path) -> Any:
         stores = [SQLSessionStore(f"sqlite:///{place}/asm.db", clock=clock) for _ in range(2)]

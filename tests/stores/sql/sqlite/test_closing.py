@@ -12,7 +12,8 @@ import pytest
 from asm_runtime import Event
 from asm_runtime.errors import ActorStopped
 from asm_runtime.stores import SQLSessionStore
-from asm_runtime.stores.sql.sqlite.database import FileDatabase
+from asm_runtime.stores.sql.sqlite.connections import FileConnections
+from tests.stores.sql.sqlite.inside import connections
 
 GRACE_SECONDS = 0.2
 """How long the readers have for what they must not do."""
@@ -22,13 +23,13 @@ GRACE_SECONDS = 0.2
 def reader_closed(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """Set when a connection has closed."""
     done = threading.Event()
-    disconnect = FileDatabase._disconnect
+    disconnect = FileConnections._disconnect
 
-    def closed(self: FileDatabase, connection: sqlite3.Connection) -> None:
+    def closed(self: FileConnections, connection: sqlite3.Connection) -> None:
         disconnect(self, connection)
         done.set()
 
-    monkeypatch.setattr(FileDatabase, "_disconnect", closed)
+    monkeypatch.setattr(FileConnections, "_disconnect", closed)
     return done
 
 
@@ -36,14 +37,14 @@ async def test_a_crash_while_the_writer_connects_does_not_take_the_log_from_unde
     file: str, reader_closed: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connects = threading.Event()
-    connect = FileDatabase._connect_writer
+    connect = FileConnections._connect_writer
 
-    def held_up(self: FileDatabase) -> sqlite3.Connection:
+    def held_up(self: FileConnections) -> sqlite3.Connection:
         connects.set()
         reader_closed.wait(GRACE_SECONDS)
         return connect(self)
 
-    monkeypatch.setattr(FileDatabase, "_connect_writer", held_up)
+    monkeypatch.setattr(FileConnections, "_connect_writer", held_up)
     store = await SQLSessionStore(f"sqlite:///{file}").start()
     event = Event.new(type="custom", session_id="s")
     append = asyncio.ensure_future(store.append_event(event))
@@ -51,7 +52,7 @@ async def test_a_crash_while_the_writer_connects_does_not_take_the_log_from_unde
     store.crash(ValueError("enough"))
     with pytest.raises(ActorStopped):
         await append
-    await store._database.close()
+    await connections(store).close()
     async with SQLSessionStore(f"sqlite:///{file}") as again:
         assert [one.id for one in await again.get_events("s")] == [event.id]
 
@@ -69,9 +70,9 @@ async def test_a_crashed_store_is_alive_to_others_until_its_last_write_has_ended
         reader_closed.wait(GRACE_SECONDS)
         return lock.exists()
 
-    writing = store._database.write(hold)
+    writing = connections(store).write(hold)
     await asyncio.to_thread(at_work.wait)
     store.crash(ValueError("enough"))
     assert await writing
-    await store._database.close()
+    await connections(store).close()
     assert not await asyncio.to_thread(lock.exists)

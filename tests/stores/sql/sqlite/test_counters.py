@@ -15,6 +15,7 @@ from asm_runtime.ports import ExecutionResult
 from asm_runtime.stores import SQLSessionStore
 from asm_runtime.stores.sql.rows import text_of
 from asm_runtime.stores.sql.sqlite.transaction import Cursor
+from tests.stores.sql.sqlite.inside import connections
 
 NOON = datetime(2024, 1, 1, 12, tzinfo=UTC)
 SESSIONS = ("s", "t")
@@ -25,7 +26,7 @@ async def rows(store: SQLSessionStore, statement: str) -> list[tuple[Any, ...]]:
         cursor.execute(statement)
         return cursor.fetchall()
 
-    return await store._database.read(read)
+    return await connections(store).read(read)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -79,7 +80,7 @@ async def test_the_latest_time_is_found_again_in_the_log(store: SQLSessionStore,
     times = [NOON, NOON + timedelta(hours=1), NOON, NOON + timedelta(minutes=1)]
     log = [Event.new(type="custom", session_id="s", timestamp=at) for at in times]
     await store.append_events(log[:3])
-    await store._database.write(lambda cursor: cursor.execute(damage))
+    await connections(store).write(lambda cursor: cursor.execute(damage))
     await store.append_events(log[3:])
     found = await rows(store, "SELECT later_timestamp FROM asm_events ORDER BY sequence_number")
     hour = text_of(NOON + timedelta(hours=1))
@@ -113,7 +114,7 @@ async def test_each_event_and_the_largest_of_a_log_are_measured(store: SQLSessio
 
 async def test_of_a_log_whose_counter_was_lost_any_event_may_be_large(store: SQLSessionStore) -> None:
     await store.append_events([Event.new(type="custom", session_id="s", data={"text": "x" * 1000})])
-    await store._database.write(lambda cursor: cursor.execute("DELETE FROM asm_session_sequences"))
+    await connections(store).write(lambda cursor: cursor.execute("DELETE FROM asm_session_sequences"))
     await store.append_events([Event.new(type="custom", session_id="s")])
     ((largest,),) = await rows(store, "SELECT largest_event FROM asm_session_sequences")
     assert largest > 10**9
@@ -196,9 +197,9 @@ async def test_accepting_a_run_costs_the_same_however_long_the_queue_is(store: S
         def watch(cursor: Any, handler: Any) -> None:
             cursor.connection.set_progress_handler(handler, 1)
 
-        await store._database.write(watch, step)
+        await connections(store).write(watch, step)
         await store.enqueue_run(Run.new(session_id="s"), max_open_runs=100_000)
-        await store._database.write(watch, None)
+        await connections(store).write(watch, None)
         return count
 
     await store.enqueue_run(Run.new(session_id="s"))

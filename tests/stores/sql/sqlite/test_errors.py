@@ -19,6 +19,7 @@ from asm_runtime.stores import SQLSessionStore
 from asm_runtime.stores.sql.sqlite import errors
 from asm_runtime.stores.sql.sqlite.transaction import Cursor
 from asm_runtime.testing.clock import JumpingClock
+from tests.stores.sql.sqlite.inside import connections
 
 ENDS_NO_STATEMENT = {"SQLITE_OK", "SQLITE_ROW", "SQLITE_DONE", "SQLITE_NOTICE", "SQLITE_WARNING"}
 
@@ -145,7 +146,7 @@ async def test_a_full_disk_fails_the_request_that_needs_room_and_the_store_lives
         pages = cursor.fetchone()[0]
         cursor.execute(f"PRAGMA max_page_count = {pages + more}")
 
-    await store._database.write(limit_pages, 2)
+    await connections(store).write(limit_pages, 2)
     outcomes = await asyncio.gather(
         store.append_event_with_sequence(event(id="before")),
         store.append_event_with_sequence(event(data={"large": "x" * 100_000})),
@@ -159,7 +160,7 @@ async def test_a_full_disk_fails_the_request_that_needs_room_and_the_store_lives
     assert [
         outcome.sequence_number for outcome in (outcomes[0], outcomes[2]) if isinstance(outcome, Event)
     ] == [2, 3]
-    await store._database.write(limit_pages, 10_000)
+    await connections(store).write(limit_pages, 10_000)
     assert (await store.append_event_with_sequence(event())).sequence_number == 4
 
 
@@ -212,21 +213,21 @@ async def test_a_group_that_is_run_one_by_one_waits_for_a_lock_once(
 ) -> None:
     connection = await asyncio.to_thread(sqlite3.connect, file, isolation_level=None, check_same_thread=False)
     statements: list[str] = []
-    is_busy = errors.is_busy
+    is_busy = errors.ErrorTable.is_busy
 
-    def taken(error: sqlite3.Error) -> bool:
+    def taken(table: errors.ErrorTable, error: Exception) -> bool:
         """Asked when the group was refused: that is when another process takes the lock."""
         if not connection.in_transaction:
             connection.execute("BEGIN IMMEDIATE")
-        return is_busy(error)
+        return is_busy(table, error)
 
     def prepare(cursor: Cursor) -> None:
         cursor.execute("PRAGMA page_count")
         cursor.execute(f"PRAGMA max_page_count = {cursor.fetchone()[0]}")
         cursor.connection.set_trace_callback(statements.append)  # type: ignore[attr-defined]  # sqlite3's
 
-    await impatient._database.write(prepare)
-    monkeypatch.setattr(errors, "is_busy", taken)
+    await connections(impatient).write(prepare)
+    monkeypatch.setattr(errors.ErrorTable, "is_busy", taken)
     outcomes = await asyncio.gather(
         *(impatient.append_event(event(data={"large": "x" * 20_000})) for _ in range(6)),
         return_exceptions=True,

@@ -17,8 +17,9 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from asm_runtime import Event
 from asm_runtime.errors import StoreError, StoreUnavailable
 from asm_runtime.stores import SQLSessionStore
-from asm_runtime.stores.sql.sqlite import database, engine
+from asm_runtime.stores.sql.sqlite import connections, engine
 from tests.stores.sql.conftest import ROOT
+from tests.stores.sql.sqlite import inside
 from tests.stores.sql.test_processes import NewNode
 
 PARTS = ["", "-wal", "-shm"]
@@ -70,7 +71,7 @@ async def test_an_append_under_way_when_the_file_is_replaced_is_not_acknowledged
         store._loop.call_soon_threadsafe(replaced.set)
 
     with pytest.raises(StoreError, match="was replaced while it was open"):
-        await store._database.write(replace)
+        await inside.connections(store).write(replace)
     assert replaced.is_set()
 
 
@@ -169,6 +170,7 @@ async def test_a_file_that_is_mounted_without_its_folder_is_refused(file: str, t
     program = f"""
 import asyncio
 from asm_runtime.stores import SQLSessionStore
+from tests.stores.sql.sqlite.inside import connections
 asyncio.run(SQLSessionStore("sqlite:///{other}/asm.db").start())
 """
     mounted = await asyncio.to_thread(
@@ -202,8 +204,8 @@ async def test_a_folder_that_cannot_be_looked_into_fails_the_write_and_no_more(
 async def test_the_log_shrinks_when_a_reader_who_held_it_up_lets_go(
     file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "WAL_PAGES", 50)
-    monkeypatch.setattr(database, "LOG_BYTES", 400_000)
+    monkeypatch.setattr(connections, "WAL_PAGES", 50)
+    monkeypatch.setattr(connections, "LOG_BYTES", 400_000)
     reader = await asyncio.to_thread(sqlite3.connect, file, isolation_level=None, check_same_thread=False)
     async with SQLSessionStore(f"sqlite:///{file}", synchronous="NORMAL") as store:
         await store.append_event(event())

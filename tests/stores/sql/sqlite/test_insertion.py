@@ -12,10 +12,13 @@ import pytest
 
 from asm_runtime import Event
 from asm_runtime.stores.sql import operations
-from asm_runtime.stores.sql.group import Writer
+from asm_runtime.stores.sql.outcome import Appended
 from asm_runtime.stores.sql.rows import EVENT_COLUMNS, PLACED_COLUMNS, Row, drafted
 from asm_runtime.stores.sql.sqlite import opening
+from asm_runtime.stores.sql.sqlite.connections import MemoryConnections
+from asm_runtime.stores.sql.sqlite.database import SQLiteDatabase
 from asm_runtime.stores.sql.sqlite.insertion import INSERT_SIZES, SHARING, insert_events, insertion
+from asm_runtime.stores.sql.sqlite.transaction import Cursor
 
 NOON = datetime(2024, 1, 1, 12, tzinfo=UTC)
 
@@ -28,8 +31,9 @@ def database() -> Iterator[sqlite3.Connection]:
     connection.close()
 
 
-def contents(database: sqlite3.Connection, table: str, columns: str = "*") -> list[tuple[Any, ...]]:
-    return database.execute(f"SELECT {columns} FROM {table} ORDER BY 1, 2").fetchall()
+def contents(cursor: Cursor, table: str, columns: str = "*") -> list[tuple[Any, ...]]:
+    cursor.execute(f"SELECT {columns} FROM {table} ORDER BY 1, 2")
+    return cursor.fetchall()
 
 
 def inserted(rows: list[Row]) -> tuple[str, list[Any]]:
@@ -60,7 +64,7 @@ def test_every_row_arrives_whatever_it_shares_with_its_neighbours(
         database.execute(*inserted(rows[done : done + size]))
         done += size
     columns = ", ".join(EVENT_COLUMNS)
-    assert sorted(contents(database, "asm_events", columns), key=repr) == sorted(rows, key=repr)
+    assert sorted(contents(database.cursor(), "asm_events", columns), key=repr) == sorted(rows, key=repr)
 
 
 def test_what_neighbours_share_is_bound_once() -> None:
@@ -86,7 +90,7 @@ def test_the_sizes_of_inserts_end_at_one_and_fit_the_parameters_of_old_builds() 
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_an_event_that_is_appended_alone_leaves_what_one_in_a_batch_does(seed: int) -> None:
+async def test_an_event_that_is_appended_alone_leaves_what_one_in_a_batch_does(seed: int) -> None:
     random = Random(seed)
     log = [
         Event.new(
@@ -101,21 +105,25 @@ def test_an_event_that_is_appended_alone_leaves_what_one_in_a_batch_does(seed: i
     tables: list[Any] = []
     numbers: list[Any] = []
     for size in (1, 30):
-        with opening.connect(":memory:", 0) as database:
-            opening.upgrade_on(database)
-            writer = Writer(node_id="n", database="d")
-            stored: list[Event] = []
-            for start in range(0, 30, size):
-                rows = [drafted(event) for event in log[start : start + size]]
-                outcome = writer.run(database.cursor(), [(operations.append, (rows, None))], NOON)
-                assert outcome.commits == 1
-                assert [event for effect in outcome.effects for event in effect.events] == outcome.results[0]  # type: ignore[union-attr]
-                stored += outcome.results[0]
-            numbers.append(stored)
-            counters = "session_id, last_sequence, latest_timestamp, largest_event, run_revision, open_runs"
-            tables.append(
-                (contents(database, "asm_events"), contents(database, "asm_session_sequences", counters))
+        database = SQLiteDatabase(MemoryConnections(), "n")
+        await database.open(lambda _: None)
+        stored: list[Event] = []
+        for start in range(0, 30, size):
+            rows = [drafted(event) for event in log[start : start + size]]
+            outcome = await database.writer.write([(operations.append, (rows, None))], NOON)
+            assert outcome.commits == 1
+            (effect,) = outcome.effects
+            assert isinstance(effect, Appended)
+            assert effect.events == outcome.results[0]
+            stored += outcome.results[0]
+        numbers.append(stored)
+        counters = "session_id, last_sequence, latest_timestamp, largest_event, run_revision, open_runs"
+        tables.append(
+            (
+                await database.connections.read(contents, "asm_events"),
+                await database.connections.read(contents, "asm_session_sequences", counters),
             )
-        database.close()
+        )
+        await database.close()
     assert tables[0] == tables[1]
     assert numbers[0] == numbers[1]

@@ -21,6 +21,7 @@ from asm_runtime.stores import SQLSessionStore
 from asm_runtime.stores.sql.sqlite import opening
 from asm_runtime.stores.sql.sqlite.nodes import Nodes
 from tests.stores.sql.conftest import ROOT
+from tests.stores.sql.sqlite.inside import connections
 
 
 @pytest.mark.parametrize("scheme", ["sqlite", "sqlite+pysqlite", "sqlite+aiosqlite"])
@@ -138,7 +139,7 @@ async def _pragma(store: SQLSessionStore, name: str) -> Any:
     def ask(cursor: Any) -> Any:
         return cursor.execute(f"PRAGMA {name}").fetchone()[0]
 
-    return await store._database.write(ask)
+    return await connections(store).write(ask)
 
 
 async def test_a_file_of_an_application_in_another_mode_gets_our_tables_beside_its_own(file: str) -> None:
@@ -252,6 +253,7 @@ sys.modules["sqlalchemy"] = None
 from asm_runtime.errors import ValidationError
 from asm_runtime.stores import SQLSessionStore
 from pathlib import Path
+from tests.stores.sql.sqlite.inside import connections
 try:
     SQLSessionStore(Path("{tmp_path}/asm.db"))
 except ValidationError as refused:

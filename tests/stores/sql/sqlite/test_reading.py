@@ -20,9 +20,11 @@ from asm_runtime.ports import Order
 from asm_runtime.stores import SQLSessionStore
 from asm_runtime.stores.filters import EventFilter
 from asm_runtime.stores.sql import paging
+from asm_runtime.stores.sql.database import Page
 from asm_runtime.stores.sql.rows import event_row
 from asm_runtime.stores.sql.sqlite import opening, reading, statements
 from asm_runtime.stores.sql.sqlite.transaction import Cursor
+from tests.stores.sql.sqlite.inside import connections
 
 NOON = datetime(2024, 1, 1, 12, tzinfo=UTC)
 
@@ -155,8 +157,16 @@ async def test_every_index_is_the_way_of_a_statement(empty: sqlite3.Connection) 
     } == keys_alone
 
 
-def read_page(cursor: Cursor, session_id: str = "s", **filter: Any) -> reading.Page:
-    return paging._first_page(cursor, session_id, EventFilter.checked(**filter))
+def read_page(cursor: Cursor, session_id: str = "s", **filter: Any) -> Page:
+    return reading.event_page(
+        cursor,
+        session_id,
+        EventFilter.checked(**filter),
+        limit=paging.PAGE_ROWS,
+        max_bytes=paging.PAGE_BYTES,
+        examined=paging.EXAMINED_AT_FIRST,
+        has_room=True,
+    )
 
 
 async def steps(store: SQLSessionStore, job: Callable[[Cursor], object]) -> int:
@@ -176,7 +186,7 @@ async def steps(store: SQLSessionStore, job: Callable[[Cursor], object]) -> int:
         job(cursor)
         connection.set_progress_handler(None, 1)
 
-    await store._database.read(measure)
+    await connections(store).read(measure)
     return count
 
 
@@ -304,10 +314,10 @@ async def test_of_two_indexes_the_one_that_gets_farther_is_gone_by(store: SQLSes
     stored = await store.append_events(log)
     for run_id, wanted in (("common", stored[4999:]), ("rarer", [])):
 
-        def first_page(cursor: Cursor, run_id: str = run_id) -> reading.Page:
+        def first_page(cursor: Cursor, run_id: str = run_id) -> Page:
             return read_page(cursor, run_id=run_id, type="run_started")
 
-        page = await store._database.read(first_page)
+        page = await connections(store).read(first_page)
         # 500 of the type, or of the rarer run, reach half through the log, of the common run a sixth.
         assert (page.events, page.position) == ([], 2501 if run_id == "common" else 2502)
         assert await store.get_events("s", run_id=run_id, type="run_started") == wanted
@@ -465,7 +475,7 @@ async def test_no_page_holds_more_bytes_than_it_may_unless_it_is_one_event(
 
 async def test_a_log_whose_counter_was_lost_is_read_all_the_same(store: SQLSessionStore) -> None:
     stored = await store.append_events(events(700))
-    await store._database.write(lambda cursor: cursor.execute("DELETE FROM asm_session_sequences"))
+    await connections(store).write(lambda cursor: cursor.execute("DELETE FROM asm_session_sequences"))
     assert await store.get_events("s", limit=600) == stored[:600]
 
 
@@ -474,19 +484,28 @@ async def test_however_many_go_through_long_logs_there_is_a_connection_for_short
 ) -> None:
     monkeypatch.setattr(paging, "EXAMINED", 50)
     await store.append_events(events(3000))
-    step = paging._next_page
+    read = reading.event_page
     under_way = most = done = 0
 
-    def counted(*args: Any) -> Any:
+    def counted(
+        cursor: Cursor,
+        session_id: str,
+        filter: EventFilter,
+        limit: int,
+        max_bytes: int,
+        examined: int,
+        has_room: bool,
+    ) -> Page:
         nonlocal under_way, most, done
-        under_way += 1
+        first = examined == paging.EXAMINED_AT_FIRST
+        under_way += not first
         most = max(most, under_way)
-        page = step(*args)
-        under_way -= 1
-        done += 1
+        page = read(cursor, session_id, filter, limit, max_bytes, examined, has_room)
+        under_way -= not first
+        done += not first
         return page
 
-    monkeypatch.setattr(paging, "_next_page", counted)
+    monkeypatch.setattr(reading, "event_page", counted)
     searches = [
         asyncio.create_task(
             store.get_events("s", type=["message_streamed", "custom"], since=NOON, run_id="x")
@@ -593,7 +612,7 @@ async def test_a_read_does_not_wait_for_the_writer_and_sees_what_was_acknowledge
 ) -> None:
     gate = threading.Event()
     (stored,) = await store.append_events(events(1))
-    busy = store._database.write(lambda _: gate.wait())
+    busy = connections(store).write(lambda _: gate.wait())
     later = asyncio.create_task(store.append_event(*events(1)))
     assert await store.get_events("s") == [stored]
     assert not later.done()

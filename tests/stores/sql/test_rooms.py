@@ -1,0 +1,47 @@
+"""Which module may know which database."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+STORES = Path(__file__).parents[3] / "stores"
+SQLITE = STORES / "sql" / "sqlite"
+DRIVERS = {"sqlite3", "aiosqlite", "asyncpg", "aiomysql", "asyncmy"}
+ROOM = "asm_runtime.stores.sql.sqlite"
+CHOOSES = STORES / "sql" / "target.py"
+"""The one that knows which URL means which database."""
+SQL = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE|WITH|PRAGMA|BEGIN|COMMIT|ROLLBACK)\b")
+
+SHARED = [path for path in STORES.rglob("*.py") if not path.is_relative_to(SQLITE)]
+
+
+def imported(module: ast.Module) -> Iterator[str]:
+    """The full names of what a module imports, wherever in it."""
+    for node in ast.walk(module):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", SHARED, ids=[str(path.relative_to(STORES)) for path in SHARED])
+def test_what_databases_share_knows_none_of_them(path: Path) -> None:
+    module = ast.parse(path.read_text())
+    known = {name for name in imported(module) if name.split(".")[0] in DRIVERS}
+    if path != CHOOSES:
+        known |= {name for name in imported(module) if f"{name}.".startswith(f"{ROOM}.")}
+    texts = [node.value for node in ast.walk(module) if isinstance(node, ast.Constant)]
+    assert known == set()
+    assert [text for text in texts if isinstance(text, str) and SQL.match(text)] == []
+
+
+def test_the_rule_sees_what_it_is_to_see() -> None:
+    program = f"def late():\n    from {ROOM} import statements\n    import sqlite3\n    'SELECT 1'"
+    module = ast.parse(program)
+    assert list(imported(module)) == [f"{ROOM}.statements", "sqlite3"]
+    assert SQL.match("\nSELECT 1")

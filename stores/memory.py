@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_left, insort
-from collections.abc import Awaitable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Collection, Iterator, Sequence
 from datetime import datetime
 from itertools import islice
 from typing import Any, TypeVar
@@ -27,10 +27,10 @@ from asm_runtime.records import (
     SessionStatus,
 )
 from asm_runtime.stores import rules
-from asm_runtime.stores.filters import EventFilter, byte_size
+from asm_runtime.stores.filters import EventFilter
 from asm_runtime.stores.memory_log import EventLog
 from asm_runtime.stores.memory_runs import RunQueue
-from asm_runtime.stores.pace import FEW, Pace, in_turns
+from asm_runtime.stores.pace import FEW, in_turn, in_turns, paced
 from asm_runtime.stores.waiters import EventWaiters, RevisionWaiters
 
 __all__ = ["InMemorySessionStore"]
@@ -38,7 +38,7 @@ __all__ = ["InMemorySessionStore"]
 R = TypeVar("R", Session, Run)
 
 _SLICE = 256
-"""How many events are looked at in one go."""
+"""How many runs are gone through in one go."""
 
 
 class InMemorySessionStore(Actor):
@@ -93,7 +93,7 @@ class InMemorySessionStore(Actor):
     async def get_session(self, session_id: str) -> Session:
         """See `SessionStore`."""
         session_id = options.identifier("session_id", session_id)
-        return (await self.call(self._get_session, session_id)).checked()
+        return await _copy(await self.call(self._get_session, session_id))
 
     def _get_session(self, session_id: str) -> Session:
         known = self._sessions.get(session_id)
@@ -114,24 +114,27 @@ class InMemorySessionStore(Actor):
         agents = options.identifiers("agent_id", agent_id)
         limit = options.integer("limit", limit, minimum=1, optional=True)
         offset = options.integer("offset", offset, minimum=0)
-        return await _copies(await self.call(self._list_sessions, statuses, agents, limit, offset))
+        found: list[Session] = []
+        async for _, id in paced(await self.call(self._oldest_first)):
+            known = self._sessions.get(id)
+            row = None if known is None else known.row
+            if (
+                row is None
+                or row.deleted_at is not None
+                or (statuses is not None and row.status not in statuses)
+                or (agents is not None and row.agent_id not in agents)
+            ):
+                continue
+            if offset:
+                offset -= 1
+                continue
+            found.append(row)
+            if len(found) == limit:
+                break
+        return await _copies(found)
 
-    def _list_sessions(
-        self,
-        statuses: frozenset[SessionStatus] | None,
-        agents: frozenset[str] | None,
-        limit: int | None,
-        offset: int,
-    ) -> list[Session]:
-        found = (
-            row
-            for _, id in self._order
-            if (row := self._sessions[id].row) is not None
-            and row.deleted_at is None
-            and (statuses is None or row.status in statuses)
-            and (agents is None or row.agent_id in agents)
-        )
-        return list(islice(found, offset, None if limit is None else offset + limit))
+    def _oldest_first(self) -> list[tuple[datetime, str]]:
+        return self._order.copy()
 
     async def delete_session(self, session_id: str) -> None:
         """See `SessionStore`."""
@@ -142,13 +145,24 @@ class InMemorySessionStore(Actor):
         if gone is not None:
             if gone.row is not None:
                 del self._order[bisect_left(self._order, _age(gone.row))]
-            for run in gone.runs.all if gone.runs is not None else ():
-                self._forget_run(run)
+            pieces = self._forgotten(gone)
+            if next(pieces, self) is not self:
+                self.spawn(_in_turns_of_the_loop(pieces))
             self._revision += 1
             self._deletion = self._revision
             self._watchers.changed(session_id, self._revision)
         self._readers.deleted(session_id)
         self._watchers.deleted(session_id)
+
+    def _forgotten(self, gone: _Session) -> Iterator[None]:
+        """Forget the runs and events of a deleted session, a piece at each step."""
+        runs = [] if gone.runs is None else gone.runs.all
+        for number, run in enumerate(runs, 1):
+            self._forget_run(run)
+            if number % _SLICE == 0:
+                yield
+        if gone.log is not None:
+            yield from gone.log.emptied()
 
     async def save_run(self, run: Run, *, expected_status: ExpectedStatus | None = None) -> None:
         """See `SessionStore`."""
@@ -160,11 +174,11 @@ class InMemorySessionStore(Actor):
         """See `SessionStore`."""
         run_id = options.identifier("run_id", run_id)
         session_id = options.optional_identifier("session_id", session_id)
-        return (await self.call(self._get_run, run_id, session_id)).checked()
+        return await _copy(await self.call(self._get_run, run_id, session_id))
 
     def _get_run(self, run_id: str, session_id: str | None) -> Run:
         if session_id is None:
-            owners = self._sessions_of_runs.get(run_id, ())
+            owners = [id for id in self._sessions_of_runs.get(run_id, ()) if self._find_run(id, run_id)]
             if len(owners) > 1:
                 raise Conflict(
                     f"runs of {len(owners)} sessions have the id {run_id}: name the session",
@@ -190,24 +204,27 @@ class InMemorySessionStore(Actor):
         statuses = options.members("status", status, RunStatus)
         limit = options.integer("limit", limit, minimum=1, optional=True)
         after = options.optional_identifier("after", after)
-        return await _copies(await self.call(self._list_runs, session_id, statuses, limit, after))
+        runs = await self.call(self._queue_of, session_id, after)
+        found: list[Run] = []
+        while runs is not None and (limit is None or len(found) < limit):
+            size = _SLICE if limit is None else min(_SLICE, limit - len(found))
+            page = list(islice(runs.with_status(statuses, after=after), size))
+            found += await _copies(page)
+            if len(page) < size:
+                break
+            after = page[-1].id
+            await asyncio.sleep(0)
+        return found
 
-    def _list_runs(
-        self,
-        session_id: str,
-        statuses: frozenset[RunStatus] | None,
-        limit: int | None,
-        after: str | None,
-    ) -> list[Run]:
+    def _queue_of(self, session_id: str, after: str | None) -> RunQueue | None:
         if after is not None:
             self._get_run(after, session_id)
-        runs = self._runs_of(session_id)
-        return [] if runs is None else list(islice(runs.with_status(statuses, after=after), limit))
+        return self._runs_of(session_id)
 
     async def get_active_run(self, session_id: str) -> Run | None:
         """See `SessionStore`."""
         run = await self.call(self._get_active_run, options.identifier("session_id", session_id))
-        return None if run is None else run.checked()
+        return None if run is None else await _copy(run)
 
     def _get_active_run(self, session_id: str) -> Run | None:
         runs = self._runs_of(session_id)
@@ -350,8 +367,11 @@ class InMemorySessionStore(Actor):
         return await self._readers.read_or_wait(session_id, filter, wait_timeout_ms, self._read)
 
     async def _read(self, session_id: str, filter: EventFilter) -> tuple[list[Event], int]:
-        log, head = await self.call(self._snapshot, session_id)
-        return await _page(session_id, log, head, filter), head
+        while True:
+            log, head = await self.call(self._snapshot, session_id)
+            events = [] if log is None else await log.read(session_id, head, filter)
+            if events is not None:  # else the log was deleted on the way
+                return events, head
 
     def _snapshot(self, session_id: str) -> tuple[EventLog | None, int]:
         session = self._sessions.get(session_id)
@@ -370,7 +390,7 @@ class InMemorySessionStore(Actor):
         """See `SessionStore`."""
         run = await rules.checked_pending(run)
         max_open_runs = options.integer("max_open_runs", max_open_runs, minimum=0, optional=True)
-        return (await self.call(self._enqueue_run, run, max_open_runs)).checked()
+        return await _copy(await self.call(self._enqueue_run, run, max_open_runs))
 
     def _enqueue_run(self, run: Run, max_open_runs: int | None) -> Run:
         stored = rules.check_enqueue(
@@ -398,13 +418,13 @@ class InMemorySessionStore(Actor):
         claimed: list[Run] = []
         try:
             await self.call(self._claim_run, claimed, session_id, slots, run_id)
+            return await _copy(claimed[0]) if claimed else None
         except asyncio.CancelledError:
             # The claim may have been made already, its answer on the way to a caller that is gone.
             # Undone here and now: the mailbox may be full, or closed.
             for run in claimed:
                 self._unclaim_run(run)
             raise
-        return claimed[0].checked() if claimed else None
 
     def _claim_run(self, claimed: list[Run], session_id: str, slots: int | None, run_id: str | None) -> None:
         session = self._sessions.get(session_id)
@@ -441,20 +461,17 @@ class InMemorySessionStore(Actor):
         """See `SessionStore`."""
         session_id = options.optional_identifier("session_id", session_id)
         limit = options.integer("limit", limit, minimum=1, optional=True)
-        return await _copies(await self.call(self._list_orphaned_runs, session_id, limit))
+        orphans: list[Run] = []
+        async for id in paced(await self.call(self._known, session_id)):
+            if (runs := self._runs_of(id)) is not None:
+                running = runs.with_status((RunStatus.RUNNING,))
+                orphans += [run for run in running if run.owner != self.node_id]
+            if limit is not None and len(orphans) >= limit:
+                break
+        return await _copies(orphans[:limit])
 
-    def _list_orphaned_runs(self, session_id: str | None, limit: int | None) -> list[Run]:
-        sessions: Iterable[_Session | None] = (
-            self._sessions.values() if session_id is None else (self._sessions.get(session_id),)
-        )
-        orphans = (
-            run
-            for session in sessions
-            if session is not None and session.runs is not None
-            for run in session.runs.with_status((RunStatus.RUNNING,))
-            if run.owner != self.node_id
-        )
-        return list(islice(orphans, limit))
+    def _known(self, session_id: str | None) -> list[str]:
+        return list(self._sessions) if session_id is None else [session_id]
 
     async def wait_for_runs(
         self, session_id: str, *, after: int | None = None, timeout_ms: int | None
@@ -530,15 +547,19 @@ class InMemorySessionStore(Actor):
         if session.runs is None:
             session.runs = RunQueue()
         if session.runs.put(run):
-            self._sessions_of_runs[run.id] = (*self._sessions_of_runs.get(run.id, ()), run.session_id)
+            known = self._sessions_of_runs.get(run.id, ())
+            if run.session_id not in known:  # else a deleted session's of the same id, not forgotten yet
+                self._sessions_of_runs[run.id] = (*known, run.session_id)
         self._runs_changed(run.session_id, session)
 
     def _forget_run(self, run: Run) -> None:
-        others = tuple(id for id in self._sessions_of_runs[run.id] if id != run.session_id)
+        if self._find_run(run.session_id, run.id) is not None:
+            return  # the session was made anew, with a run of that id
+        others = tuple(id for id in self._sessions_of_runs.get(run.id, ()) if id != run.session_id)
         if others:
             self._sessions_of_runs[run.id] = others
         else:
-            del self._sessions_of_runs[run.id]
+            self._sessions_of_runs.pop(run.id, None)
 
     def _runs_changed(self, session_id: str, session: _Session) -> None:
         self._revision += 1
@@ -562,37 +583,15 @@ def _age(row: Session) -> tuple[datetime, str]:
     return row.created_at, row.id
 
 
+async def _copy(record: R) -> R:
+    """A copy that the caller may do with what he likes."""
+    return await in_turn(lambda record: record.checked(), record)
+
+
 async def _copies(records: list[R]) -> list[R]:
-    """Copies that the caller may do with what he likes."""
-    copies: list[R] = []
-    pace = Pace()
-    for record in records:
-        if pace.is_over:
-            await pace.rest()
-        copies.append(record.checked())
-    return copies
+    return await in_turns(lambda record: record.checked(), records)
 
 
-async def _page(session_id: str, log: EventLog | None, head: int, filter: EventFilter) -> list[Event]:
-    """What the filter picks from the log up to `head`."""
-    events: list[Event] = []
-    if log is None or filter.matches_nothing:
-        return events
-    room = filter.max_bytes
-    pace = Pace()
-    candidates = log.candidates(filter, head)
-    while numbers := list(islice(candidates, _SLICE)):
-        for number in log.matching(numbers, filter):
-            event = log.event(session_id, number)
-            if room is not None:
-                room -= byte_size(event)
-                if room < 0 and events:
-                    return events
-            events.append(event)
-            if len(events) == filter.limit:
-                return events
-            if pace.is_over:
-                await pace.rest()
-        if pace.is_over:
-            await pace.rest()
-    return events
+async def _in_turns_of_the_loop(pieces: Iterator[None]) -> None:
+    for _ in pieces:
+        await asyncio.sleep(0)

@@ -7,12 +7,14 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from heapq import merge
+from itertools import islice
 from typing import NamedTuple, TypeVar
 
 import msgspec
 
 from asm_runtime.records import Event, EventType
-from asm_runtime.stores.filters import EventFilter
+from asm_runtime.stores.filters import EventFilter, byte_size
+from asm_runtime.stores.pace import Pace
 
 __all__ = ["EventLog"]
 
@@ -27,6 +29,12 @@ _SHORT = 32
 
 _BLOCK = 64
 """For how many events one latest time is kept."""
+
+_SLICE = 256
+"""How many events are looked at in one go."""
+
+_PIECE = 4096
+"""How many events are freed in one go."""
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
@@ -75,6 +83,7 @@ class EventLog:
         "_kind_of",
         "_kinds",
         "_latest",
+        "_readers",
         "_rows",
         "_times",
     )
@@ -89,6 +98,8 @@ class EventLog:
         self._kind_of = array("I")
         self._kinds: list[_Kind] = []
         self._index: _Index | None = None
+        self._readers: int | None = 0
+        """How many go through it; None: it is being emptied."""
 
     def __len__(self) -> int:
         """The latest number."""
@@ -153,6 +164,56 @@ class EventLog:
             provider=kind.provider,
             correlation_id=correlation_id,
         )
+
+    def emptied(self) -> Iterator[None]:
+        """Give up what it holds, a piece at each step: to free a million rows at once takes 50 ms.
+
+        Not while it is being read; then it ends at once, and the last reader frees it.
+        """
+        if self._readers:
+            return
+        self._readers = None
+        while self._rows:
+            del self._ids[-_PIECE:]
+            for _ in range(min(_PIECE, len(self._rows))):
+                self._rows.popitem()
+            yield
+
+    async def read(self, session_id: str, head: int, filter: EventFilter) -> list[Event] | None:
+        """What the filter picks from the events up to `head`, whatever happens to the log meanwhile.
+
+        None: it is being emptied.
+        """
+        if self._readers is None:
+            return None
+        if filter.matches_nothing:
+            return []
+        self._readers += 1
+        try:
+            return await self._picked(session_id, head, filter)
+        finally:
+            self._readers -= 1  # it is not emptied meanwhile
+
+    async def _picked(self, session_id: str, head: int, filter: EventFilter) -> list[Event]:
+        events: list[Event] = []
+        room = filter.max_bytes
+        pace = Pace()
+        candidates = self.candidates(filter, head)
+        while numbers := list(islice(candidates, _SLICE)):
+            for number in self.matching(numbers, filter):
+                event = self.event(session_id, number)
+                if room is not None:
+                    room -= byte_size(event)
+                    if room < 0 and events:
+                        return events
+                events.append(event)
+                if len(events) == filter.limit:
+                    return events
+                if pace.is_over:
+                    await pace.rest()
+            if pace.is_over:
+                await pace.rest()
+        return events
 
     def candidates(self, filter: EventFilter, head: int) -> Iterator[int]:
         """Numbers up to `head`, in the filter's order, among which are all that it matches.

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from time import perf_counter
 from typing import Any, TypeVar
 
 from asm_runtime.payload import is_large
 from asm_runtime.records import Event, Run, Session
 
-__all__ = ["FEW", "Pace", "in_turn", "in_turns"]
+__all__ = ["FEW", "Pace", "in_turn", "in_turns", "paced"]
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -86,6 +86,15 @@ async def in_turns(
         else:
             results += few(some)
     return results
+
+
+async def paced(items: Iterable[T]) -> AsyncIterator[T]:
+    """The items, with turns for others between them."""
+    pace = Pace()
+    for number, item in enumerate(items):
+        if not number % AT_ONCE and pace.is_over:
+            await pace.rest()
+        yield item
 
 
 def _is_large(item: Any) -> bool:

@@ -52,6 +52,16 @@ class StoreModel:
             runs = runs[places[0] + 1 :]
         return [one for one in runs if status in (None, one.status)][:limit]
 
+    def get_run(self, run_id: str, session_id: str | None) -> Run:
+        found = [
+            one for (owner, id), one in self.runs.items() if id == run_id and session_id in (None, owner)
+        ]
+        if len(found) > 1:
+            raise Conflict("")
+        if not found:
+            raise RunNotFound("")
+        return found[0]
+
     def flush(
         self,
         result: ExecutionResult,
@@ -250,6 +260,9 @@ async def _step(random: Random, store: StoreUnderTest, model: StoreModel) -> Non
             }
             outcome = await _outcome(store.list_runs, session_id, status=status, **options)
             assert outcome == _expected(model.list_runs, session_id, status, **options)
+            run_id, named = random.choice(RUNS), random.choice((None, session_id))
+            outcome = await _outcome(store.get_run, run_id, session_id=named)
+            assert outcome == _expected(model.get_run, run_id, named)
         case _:
             await store.delete_session(session_id)
             model.delete(session_id)

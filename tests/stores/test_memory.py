@@ -3,19 +3,22 @@ from __future__ import annotations
 import asyncio
 import gc
 import tracemalloc
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from asm_runtime.errors import ActorStopped, ValidationError
+from asm_runtime.clock import Clock
+from asm_runtime.errors import ActorStopped, RunNotFound, ValidationError
 from asm_runtime.records import Event, EventType, Run, RunStatus, Session
-from asm_runtime.stores import InMemorySessionStore, pace
+from asm_runtime.stores import InMemorySessionStore, memory, memory_log, pace
 from asm_runtime.stores.filters import EventFilter
 from asm_runtime.stores.memory_log import EventLog
 from asm_runtime.tasks import start_task
 from asm_runtime.testing import JumpingClock
+from asm_runtime.testing.store_conformance import ModelCase
 
 
 @pytest.fixture
@@ -51,21 +54,6 @@ async def test_others_are_served_while_a_long_log_is_read(
         await store.get_latest_sequence("other")
         served += 1
     assert len(await reading) == 1_000
-    assert served >= 300
-
-
-async def test_others_are_served_while_many_records_are_copied(
-    store: InMemorySessionStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pace, "STRETCH_SECONDS", 0)
-    for index in range(1_000):
-        await store.save_run(Run.new(session_id="s", id=f"{index}"))
-    listing = asyncio.create_task(store.list_runs("s"))
-    served = 0
-    while not listing.done():
-        await store.get_latest_sequence("other")
-        served += 1
-    assert len(await listing) == 1_000
     assert served >= 300
 
 
@@ -208,7 +196,98 @@ async def test_an_event_is_small(store: InMemorySessionStore) -> None:
     assert each < 330  # measured: 270 to 300; 132 of it are the payload itself
 
 
+# -- long lists, and what a deleted session leaves
+
+
+async def served_while(store: InMemorySessionStore, listing: Awaitable[list[Any]]) -> tuple[int, list[Any]]:
+    """How often others were answered while something was listed, and what was."""
+    task, served = asyncio.ensure_future(listing), 0
+    while not task.done():
+        await store.get_latest_sequence("other")
+        served += 1
+    return served, await task
+
+
+async def test_others_are_served_while_sessions_and_runs_are_listed(
+    store: InMemorySessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pace, "STRETCH_SECONDS", 0)
+    for number in range(1_000):
+        await store.save_session(Session.new(agent_id="a", id=f"s{number}"))
+        await store.enqueue_run(Run.new(session_id="s", id=f"r{number}"))
+    for listing, found in (
+        (store.list_sessions(), 1_000),
+        (store.list_sessions(agent_id="nobody"), 0),
+        (store.list_sessions(offset=999), 1),
+        (store.list_runs("s"), 1_000),
+        (store.list_runs("s", status=["pending", "running"]), 1_000),
+        (store.list_orphaned_runs(), 0),
+    ):
+        served, listed = await served_while(store, listing)
+        assert (len(listed), served > 20) == (found, True)
+
+
+async def test_what_a_deleted_session_had_is_forgotten_in_pieces_and_never_seen(
+    store: InMemorySessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "_SLICE", 10)
+    monkeypatch.setattr(memory_log, "_PIECE", 10)
+    for number in range(100):
+        await store.enqueue_run(Run.new(session_id="s", id=f"r{number}"))
+    await store.append_events(events(100))
+    gone = store._sessions["s"]
+    await store.delete_session("s")
+    assert len(store._sessions_of_runs) >= 80
+    await store.enqueue_run(Run.new(session_id="s", id="r99"))
+    await store.delete_session("s")  # once more, while the first is being forgotten
+    with pytest.raises(RunNotFound):
+        await store.get_run("r99")
+    anew = await store.enqueue_run(Run.new(session_id="s", id="r99"))
+    other = await store.enqueue_run(Run.new(session_id="other", id="r98"))
+    await store.append_events(events(5))
+    while gone.log._rows or len(store._sessions_of_runs) > 2:  # type: ignore[union-attr]  # it has one
+        await asyncio.sleep(0)
+    assert store._sessions_of_runs == {"r99": ("s",), "r98": ("other",)}
+    assert [await store.get_run(run.id) for run in (anew, other)] == [anew, other]
+    assert [event.sequence_number for event in await store.get_events("s")] == [1, 2, 3, 4, 5]
+
+
+async def test_a_log_deleted_while_it_is_read_is_read_to_its_end(
+    store: InMemorySessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pace, "STRETCH_SECONDS", 0)
+    monkeypatch.setattr(memory_log, "_PIECE", 10)
+    stored = await store.append_events(events(500))
+    reading = asyncio.create_task(store.get_events("s"))
+    while not store._sessions["s"].log._readers:  # type: ignore[union-attr]  # it has one
+        await asyncio.sleep(0)
+    await store.delete_session("s")
+    assert await reading == stored
+    assert await store.get_events("s") == []
+
+
+class TestForgettingInTheSmallestPieces(ModelCase):
+    @pytest.fixture(autouse=True)
+    def smallest_pieces(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(memory, "_SLICE", 1)
+        monkeypatch.setattr(memory_log, "_PIECE", 1)
+
+    def new_store(self, clock: Clock, place: Path) -> InMemorySessionStore:
+        return InMemorySessionStore(clock=clock)
+
+
 # -- claims whose caller is gone
+
+
+async def test_a_claim_cancelled_while_its_large_run_is_copied_is_undone(store: InMemorySessionStore) -> None:
+    await store.enqueue_run(Run.new(session_id="s", id="r", input=["x"] * 100_000))
+    claim = start_task(store.claim_run("s"))
+    while store._get_run("r", "s").status is not RunStatus.RUNNING:
+        await asyncio.sleep(0)
+    assert not claim.done()
+    claim.cancel()
+    await asyncio.gather(claim, return_exceptions=True)
+    assert (await store.get_run("r")).status == RunStatus.PENDING
 
 
 async def test_a_claim_cancelled_before_it_is_handled_is_not_made(store: InMemorySessionStore) -> None:

@@ -453,11 +453,12 @@ class _Either:
 
 class TestTwoStoresThatRemoveWhatEitherDeletes(ModelCase):
     @pytest.fixture(autouse=True)
-    def smallest_steps(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(transaction, "REMOVED_AT_ONCE", 1)
+    def small_steps(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(transaction, "REMOVED_AT_ONCE", 7)
 
     def new_store(self, clock: Clock, place: Path) -> Any:
-        stores = [SQLSessionStore(f"sqlite:///{place}/asm.db", clock=clock) for _ in range(2)]
+        url = f"sqlite:///{place}/asm.db"
+        stores = [SQLSessionStore(url, synchronous="NORMAL", clock=clock) for _ in range(2)]
         return _Either(*stores)
 
 

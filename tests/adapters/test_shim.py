@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 
 from asm_runtime.adapters import fork_server, shim
+from asm_runtime.adapters import process as process_module
 from asm_runtime.adapters.process import ProcessGroup, Stream
 from asm_runtime.errors import DependencyMissing, ProviderUnavailable
+from asm_runtime.testing import JumpingClock
 from tests.adapters.conftest import Footprint
 from tests.adapters.test_process import output_of, shell, until_ready
 
@@ -138,6 +140,23 @@ async def test_a_daemon_outlives_a_command_that_exits_by_itself(footprint: Footp
         assert len(footprint.processes()) == 2
         os.killpg(daemon, signal.SIGKILL)
         await asyncio.to_thread(pipe.read)
+    assert footprint.open_files() == set()
+
+
+async def test_a_daemon_that_holds_the_output_outlives_its_command_too(
+    footprint: Footprint, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    left = tmp_path / "pid"
+    script = f"setsid -f sh -c 'echo $$ >{left}; sleep 1000'; until test -s {left}; do :; done"
+    async with shell(script, footprint, drain_grace_ms=0) as process:
+        await output_of(process)
+    assert process.returncode == 0
+    daemon = int(left.read_text())
+    handle = os.pidfd_open(daemon)
+    os.kill(daemon, 0)  # it is there
+    assert caplog.text == ""  # as it may be
+    os.killpg(daemon, signal.SIGKILL)
+    await ended(handle)
     assert footprint.open_files() == set()
 
 
@@ -362,6 +381,33 @@ async def test_where_the_shim_is_killed_its_command_ends_and_nobody_knows_how(fo
         while await process.read() is not None:
             pass
     assert process.returncode is None
+    footprint.assert_nothing_is_left()
+
+
+async def test_a_shim_that_somebody_has_stopped_is_given_up_in_the_end(
+    footprint: Footprint, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(process_module, "_PATIENCE_S", 0.01)
+    clock = JumpingClock()
+    helper: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    async def work() -> None:
+        async with shell("echo ready; sleep 1000", footprint, clock=clock) as process:
+            await until_ready(process)
+            helper.set_result(parent_of(process.pid))
+            await process.read()
+
+    task = asyncio.create_task(work())
+    handle = os.pidfd_open(await helper)
+    os.kill(await helper, signal.SIGSTOP)
+    task.cancel()
+    await clock.until_timers(2)
+    task.cancel()  # the patience is with the second
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert "does not answer" in caplog.text
+    os.kill(await helper, signal.SIGCONT)
+    await ended(handle)
     footprint.assert_nothing_is_left()
 
 

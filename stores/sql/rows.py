@@ -131,29 +131,30 @@ class _Short(msgspec.Struct, array_like=True, frozen=True, gc=False):
     type: EventType
     run_id: str | None
     timestamp: datetime
-    schema_version: int
     provider: str | None
     correlation_id: str | None
+    schema_version: int | None
+    """None: the first."""
     session_id: str = ""
     """Only where events of several sessions are asked for."""
 
 
 _decode_short = msgspec.json.Decoder(list[_Short]).decode
-_decode_objects = msgspec.json.Decoder(list[JsonObject]).decode
+_decode_payloads = msgspec.json.Decoder(list[JsonObject | tuple[JsonObject, JsonObject]]).decode
 
 
 def events_of(lists: Sequence[str | None], session_id: str = "") -> list[Event]:
-    """The events of three JSON lists, as `statements` makes them.
+    """The events of two JSON lists, as `statements` makes them.
 
     Args:
-        lists: What is short of each event, its `metadata`, its `data`; None for empty ones.
+        lists: What is short of each event, and its payloads, without brackets; None for empty ones.
         session_id: Whose they are, if they do not say it themselves.
 
     Raises:
         ValueError: One of them cannot be read, or has a type that this release does not know.
     """
-    short, metadata, data = lists
-    if short is None or metadata is None or data is None:
+    short, payloads = lists
+    if short is None or payloads is None:
         return []
     return [
         Event(
@@ -162,16 +163,14 @@ def events_of(lists: Sequence[str | None], session_id: str = "") -> list[Event]:
             session_id=one.session_id or session_id,
             run_id=one.run_id,
             timestamp=one.timestamp,
-            data=its_data,
-            metadata=its_metadata,
+            data=both if isinstance(both, dict) else both[1],
+            metadata={} if isinstance(both, dict) else both[0],
             sequence_number=one.sequence_number,
-            schema_version=one.schema_version,
+            schema_version=one.schema_version or 1,
             provider=one.provider,
             correlation_id=one.correlation_id,
         )
-        for one, its_metadata, its_data in zip(
-            _decode_short(short), _decode_objects(metadata), _decode_objects(data), strict=True
-        )
+        for one, both in zip(_decode_short(f"[{short}]"), _decode_payloads(f"[{payloads}]"), strict=True)
     ]
 
 
@@ -188,7 +187,7 @@ def event_of(row: Row, session_id: str) -> Event:
     """
     number, *texts = row
     try:
-        return events_of([f"[{text}]" for text in texts], session_id)[0]
+        return events_of(texts, session_id)[0]
     except ValueError as error:
         raise StoreError(
             f"event {number} of session {session_id} cannot be read: {error}",

@@ -53,11 +53,14 @@ def event_page(
     max_bytes = max_bytes if room is None else min(max_bytes, room)
     bounds = _parameters(session_id, filter) | {"limit": limit, "examined": examined}
     before = bounds["before"]
+    is_tail = filter.order == "desc" and (filter.run_ids, filter.types, filter.since) == (None, None, None)
     known: _Page | None = None
     while True:
         passed, expected = _passed(cursor, session_id, filter)
-        query, narrowed, position = _narrowed(cursor, filter, bounds | {"after": passed})
-        page = _page(cursor, session_id, query, narrowed, position, max_bytes)
+        page = _newest(cursor, session_id, bounds, max_bytes) if is_tail else None
+        if page is None:
+            query, narrowed, position = _narrowed(cursor, filter, bounds | {"after": passed})
+            page = _page(cursor, session_id, query, narrowed, position, max_bytes)
         if expected is not None and page.incarnation != expected:
             continue  # the session was made anew since it was known what has passed
         if known is not None and page.incarnation != known.incarnation:
@@ -139,6 +142,29 @@ class _Page(msgspec.Struct, frozen=True, gc=False):
     position: int | None
 
 
+def _newest(cursor: Cursor, session_id: str, bounds: dict[str, Any], max_bytes: int) -> _Page | None:
+    """The newest events of a log whose numbers have no gaps; None: they are to be read another way."""
+    after, before, limit = bounds["after"], bounds["before"], bounds["limit"]
+    cursor.execute(statements.NEWEST, (session_id, after, before, limit, max_bytes // limit))
+    is_being_removed, counter, *lists = cursor.fetchone()
+    head, incarnation, _ = _counted(counter)
+    try:
+        events = events_of(lists, session_id)
+    except ValueError:
+        return None
+    count = min(limit, min(before - 1, head or 0) - after)
+    if not events or len(events) != count:
+        return None
+    events.reverse()
+    position = events[-1].sequence_number if count == limit else None
+    return _Page(bool(is_being_removed), head, incarnation, events, position)
+
+
+def _counted(counter: str | None) -> tuple[int, int, int] | tuple[None, None, None]:
+    """The latest number of a log, its incarnation and its largest event."""
+    return (None, None, None) if counter is None else decode(counter)
+
+
 def _page(
     cursor: Cursor,
     session_id: str,
@@ -150,7 +176,8 @@ def _page(
     limit, statement = bounds["limit"], statements.page(query)
     while True:
         cursor.execute(statement, bounds | {"largest": max_bytes // limit})
-        is_being_removed, head, incarnation, largest, *lists = cursor.fetchone()
+        is_being_removed, counter, *lists = cursor.fetchone()
+        head, incarnation, largest = _counted(counter)
         may_follow = limit
         if largest is not None and largest * limit <= max_bytes:
             break
@@ -162,8 +189,8 @@ def _page(
         before = min(bounds["before"], 1 + max(head or 0, greatest or 0))
         narrower = bounds | {"limit": count, "largest": _ANY_SIZE, "before": before}
         cursor.execute(statement, narrower)
-        is_being_removed, _, now, _, *lists = cursor.fetchone()
-        if now == incarnation:  # else these are not the events that were measured
+        is_being_removed, counter, *lists = cursor.fetchone()
+        if _counted(counter)[1] == incarnation:  # else these are not the events that were measured
             may_follow, bounds = (count if count < len(sizes) else limit), narrower
             break
     try:

@@ -620,6 +620,46 @@ async def test_a_read_does_not_wait_for_the_writer_and_sees_what_was_acknowledge
     await asyncio.gather(later, busy)
 
 
+@pytest.mark.parametrize("seed", range(30))
+async def test_the_newest_events_are_those_that_are_there_whatever_is_missing_or_miscounted(
+    store: SQLSessionStore, file: str, seed: int
+) -> None:
+    random = Random(seed)
+    log = await store.append_events(
+        [
+            Event.new(
+                type="message_streamed",
+                session_id="s",
+                data={"n": number},
+                metadata=random.choice((None, {"trace": number})),
+                schema_version=random.choice((1, 1, 2)),
+            )
+            for number in range(40)
+        ]
+    )
+    gone = set(random.sample(range(1, 41), random.choice((0, 0, 1, 30))))
+    for number in gone:
+        execute(file, "DELETE FROM asm_events WHERE sequence_number = ?", number)
+    counter = random.choice((40, 40, 20, 60, None))
+    if counter is None:
+        execute(file, "DELETE FROM asm_session_sequences")
+    else:
+        execute(file, "UPDATE asm_session_sequences SET last_sequence = ?", counter)
+    for _ in range(20):
+        after = random.choice((None, random.randrange(50)))
+        before = random.choice((None, random.randrange(50)))
+        limit = random.randrange(1, 45)
+        expected = [
+            event
+            for event in reversed(log)
+            if event.sequence_number not in gone
+            and (event.sequence_number or 0) > (after or 0)
+            and (event.sequence_number or 0) < (100 if before is None else before)
+        ][:limit]
+        found = await store.get_events("s", after=after, before=before, limit=limit, order="desc")
+        assert found == expected
+
+
 # -- rows that cannot be read
 
 

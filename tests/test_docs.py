@@ -77,6 +77,34 @@ def test_the_program_of_the_first_page_can_be_run_again(tmp_path: Path) -> None:
     assert [run_program(program, tmp_path) for _ in range(2)] == ["hello\n\n"] * 2
 
 
+SUBMITS = """
+import asyncio
+import httpx
+from asm_runtime import SessionManager
+
+async def submits():
+    async with SQLSessionStore("sqlite:///service.db") as store:
+        await SessionManager(store, ShellAdapter()).start_session(agent_id="web", id="s")
+
+        async with app.router.lifespan_context(app) as state:
+            async def served(scope, receive, send):
+                await app(scope | {"state": dict(state)}, receive, send)
+
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(served), base_url="http://a") as client:
+                answer = await client.post("/sessions/s/runs", params={"prompt": "echo hello"})
+        assert answer.status_code == 202, answer.text
+        print((await store.get_run(answer.json()["run_id"])).input)
+
+asyncio.run(submits())
+"""
+
+
+def test_the_application_of_the_page_on_fastapi_submits_runs(tmp_path: Path) -> None:
+    pytest.importorskip("fastapi")
+    application = next(block for block in python_blocks("docs/fastapi.md") if "lifespan" in block)
+    assert run_program(application + SUBMITS, tmp_path) == "{'prompt': 'echo hello'}\n"
+
+
 def test_every_test_that_a_page_names_exists() -> None:
     named = {
         name

@@ -18,7 +18,7 @@ __all__ = ["migrate"]
 async def migrate(url: str | None, store: str | None, revision: str, *, down: bool, yes: bool) -> ExitCode:
     """Bring a database's tables up to a revision, or back down to it, which removes data."""
     if url and store:
-        raise ValidationError("name the database once")
+        raise ValidationError("give the database as an argument or with --store, not both")
     where = url or store
     if revision == "head" and not down:
         async with opened(where, create=True):

@@ -90,7 +90,8 @@ async def submits():
             async def served(scope, receive, send):
                 await app(scope | {"state": dict(state)}, receive, send)
 
-            async with httpx.AsyncClient(transport=httpx.ASGITransport(served), base_url="http://a") as client:
+            transport = httpx.ASGITransport(served)
+            async with httpx.AsyncClient(transport=transport, base_url="http://a") as client:
                 answer = await client.post("/sessions/s/runs", params={"prompt": "echo hello"})
         assert answer.status_code == 202, answer.text
         print((await store.get_run(answer.json()["run_id"])).input)

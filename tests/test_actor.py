@@ -15,6 +15,7 @@ import pytest
 from asm_runtime.actor import Actor, GroupActor, Letter, answer
 from asm_runtime.errors import ActorStopped, MailboxFull, ValidationError
 from asm_runtime.testing.clock import JumpingClock
+from tests.loops import loop_factories
 
 pytestmark = pytest.mark.every_loop
 
@@ -1162,6 +1163,41 @@ async def test_a_handler_that_calls_its_own_actor_does_not_overtake_those_who_wa
     assert actor.notes == [0, "cannot wait", 1, 2, "own"]
 
 
+class Spreader(Recorder):
+    """Sets others going from inside a plain handler; an eager task begins right there."""
+
+    def have_another_cast(self) -> None:
+        self.sending = asyncio.create_task(self.cast(self.note, "late"))
+
+    def cancel_and_note(self, others: list[asyncio.Future[Any]]) -> None:
+        for other in others:
+            other.cancel()
+        self.note("cancelled")
+
+
+async def test_a_cast_does_not_overtake_those_who_wait_for_room() -> None:
+    actor = await Spreader(mailbox_limit=1).start()
+    await actor.occupied()
+    sent = [actor.call(actor.have_another_cast), actor.call(actor.note, "early")]
+    actor.gate.set()
+    await asyncio.gather(*sent)
+    await actor.sending
+    await actor.stop()
+    assert actor.notes == ["early", "late"]
+
+
+async def test_one_who_gave_up_in_this_very_turn_takes_nobodys_place() -> None:
+    actor = await Spreader(mailbox_limit=1).start()
+    await actor.occupied()
+    gone: list[asyncio.Future[Any]] = []
+    first = actor.call(actor.cancel_and_note, gone)
+    gone += [actor.call(actor.note, "gone"), actor.call_deferred(actor.keep)]
+    last = actor.call(actor.note, "last")
+    actor.gate.set()
+    await asyncio.gather(first, last)
+    assert actor.notes == ["cancelled", "last"]
+
+
 async def test_a_sender_cancelled_while_it_waits_for_room_puts_nothing() -> None:
     actor = await Recorder(mailbox_limit=1).start()
     await actor.occupied()
@@ -1736,3 +1772,47 @@ async def test_a_task_that_does_not_end_in_its_grace_is_left_behind(
     assert task() is not None  # nobody else holds it
     released.set()
     await ended.wait()
+
+
+# -- what is to end the process
+
+
+class Exiting(GroupActor):
+    __slots__ = ()
+
+    def exit(self) -> None:
+        raise NotImplementedError
+
+    def handle_group(self, letters: list[Letter]) -> asyncio.Future[None]:
+        raise SystemExit("enough")
+
+
+@pytest.mark.parametrize("loop_name", loop_factories())
+@pytest.mark.parametrize("kind", [Recorder, Exiting])
+def test_an_exit_in_a_handler_goes_on_and_its_caller_is_told(
+    kind: type[Recorder | Exiting], loop_name: str
+) -> None:
+    loop = loop_factories()[loop_name]()
+    actor = kind()
+    replies: list[asyncio.Future[Any]] = []
+
+    async def ask() -> None:
+        await actor.start()
+        if isinstance(actor, Recorder):
+            replies.extend([actor.call(actor.fail, SystemExit("enough")), actor.call(actor.note, 1)])
+        else:
+            replies.extend([actor.call(actor.exit), actor.call(actor.exit)])
+        await asyncio.wait(replies)
+
+    try:
+        asking = loop.create_task(ask())
+        with pytest.raises(SystemExit, match="enough"):
+            loop.run_until_complete(asking)
+        loop.run_until_complete(asking)
+        for reply in replies:
+            error = reply.exception()
+            assert isinstance(error, ActorStopped)
+            assert isinstance(error.__cause__, SystemExit)
+        assert not actor.is_running
+    finally:
+        loop.close()

@@ -154,7 +154,7 @@ class Mailbox:
             ActorStopped: The actor is not running.
             MailboxFull: A coroutine handler of this very actor cannot wait for room.
         """
-        if self._phase == RUNNING and self._waiting() >= self._mailbox_limit and not self._in_own_handler():
+        if self._phase == RUNNING and self._is_crowded() and not self._in_own_handler():
             admitted = self._loop.create_future()
             self._put_in_turn(admitted, (handler, args, None))
             await admitted
@@ -242,8 +242,6 @@ class Mailbox:
         """Put a letter, or have it wait for room; `sender` is what its sender awaits."""
         if not self._is_crowded():
             self._put(letter)
-            if reply_of(letter) is None:
-                sender.set_result(None)
             return
         waiters = self._waiting_ones()
         if waiters.room is None:
@@ -319,8 +317,8 @@ class Mailbox:
                     self._handler_cancelled((handler, args, reply))
                     continue
                 except BaseException as error:
-                    self._refuse([(handler, args, reply)])
                     self.crash(error)
+                    self._refuse([(handler, args, reply)])
                     raise
                 if not length_hint(letters):
                     self._rest = None

@@ -276,7 +276,18 @@ class Supervisor(Actor):
 
 async def _outcome(task: asyncio.Task[T | Exception], key: str) -> T:
     """What a start or a stop came to. Cancelling the caller leaves the task alone."""
-    await asyncio.wait([task])
+    ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def end(_: object) -> None:
+        if not ended.done():
+            ended.set_result(None)
+
+    # As `asyncio.wait` does, for a third of its price: every start of a child comes by here.
+    task.add_done_callback(end)
+    try:
+        await ended
+    finally:
+        task.remove_done_callback(end)
     if task.cancelled():
         raise ActorStopped(f"{key} was stopped, or its supervisor was")
     outcome = task.result()

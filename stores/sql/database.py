@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import datetime
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 import msgspec
 
@@ -100,11 +100,24 @@ class Reader(Protocol):
         self,
         statuses: frozenset[SessionStatus] | None,
         agent_ids: frozenset[str] | None,
-        after: tuple[str, str],
-        limit: int,
+        after: Session | None,
         offset: int,
-    ) -> Awaitable[Sequence[Sequence[Any]]]:
-        """Sessions as rows, the oldest first; those past a time and id."""
+        limit: int,
+        max_bytes: int,
+    ) -> Awaitable[tuple[list[Session], bool]]:
+        """A page of sessions, the oldest first, and whether others may follow.
+
+        Args:
+            statuses: Of one of these statuses; None: of any.
+            agent_ids: Likewise.
+            after: The last of the page before; None: from the first.
+            offset: How many to pass over.
+            limit: How many at most.
+            max_bytes: How large they may be all in all; one that is larger comes alone.
+
+        Raises:
+            StoreError: One of them cannot be read; names it.
+        """
         ...
 
     def run(self, run_id: str, session_id: str | None) -> Awaitable[Run]:
@@ -117,12 +130,18 @@ class Reader(Protocol):
         ...
 
     def runs(
-        self, session_id: str, statuses: frozenset[RunStatus] | None, after: str | None, limit: int
-    ) -> Awaitable[Sequence[Sequence[Any]]]:
-        """Runs as rows in the order of acceptance; with `after`, those accepted after that run.
+        self,
+        session_id: str,
+        statuses: frozenset[RunStatus] | None,
+        after: str | None,
+        limit: int,
+        max_bytes: int,
+    ) -> Awaitable[tuple[list[Run], bool]]:
+        """Likewise of a session's runs, in the order of acceptance; `after`: those accepted after that run.
 
         Raises:
             RunNotFound: There is no such run.
+            StoreError: One of them cannot be read; names it.
         """
         ...
 
@@ -139,9 +158,22 @@ class Reader(Protocol):
         ...
 
     def orphans(
-        self, session_id: str | None, dead: Collection[str], limit: int | None
-    ) -> Awaitable[list[Run]]:
-        """Running runs without an owner or with one of these."""
+        self,
+        session_id: str | None,
+        dead: Collection[str],
+        after: tuple[str, int],
+        limit: int,
+        max_bytes: int,
+    ) -> Awaitable[tuple[list[Run], tuple[str, int] | None]]:
+        """A page of running runs without an owner or with one of these, and where the next one begins.
+
+        Args:
+            session_id: Of which session; None: of all.
+            dead: The owners.
+            after: Where it begins: after this session and position.
+            limit: How many at most.
+            max_bytes: As for `sessions`.
+        """
         ...
 
     def removals(self, past: str, limit: int) -> Awaitable[list[str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Collection
 
 from msgspec.structs import replace
 
@@ -11,7 +11,6 @@ from asm_runtime.errors import RunNotFound
 from asm_runtime.records import Event, Run, RunStatus, Session, SessionStatus
 from asm_runtime.stores.filters import EventFilter
 from asm_runtime.stores.sql.database import Page, Reader
-from asm_runtime.stores.sql.rows import run_of, session_of
 
 __all__ = ["Pages"]
 
@@ -19,10 +18,10 @@ PAGE_ROWS = 512
 """How many rows one read fetches."""
 
 LISTED_ROWS = 128
-"""How many sessions or runs one read fetches; what is in them has no bound."""
+"""How many sessions or runs one read fetches."""
 
 PAGE_BYTES = 512 * 1024
-"""How large one page of a log may be; more only with one event. Decoding it takes 2 to 5 ms."""
+"""How large one page may be; more only with one record. Decoding it takes 2 to 5 ms."""
 
 EXAMINED_AT_FIRST = 500
 EXAMINED = 2000
@@ -82,14 +81,14 @@ class Pages:
     ) -> list[Session]:
         """Sessions, the oldest first."""
         sessions: list[Session] = []
-        after: tuple[str, str] = ("", "")
-        while limit is None or len(sessions) < limit:
+        more = True
+        while more and (limit is None or len(sessions) < limit):
             size = _smaller(LISTED_ROWS, None if limit is None else limit - len(sessions))
-            rows = await self._reader.sessions(statuses, agents, after, size, offset)
-            sessions += map(session_of, rows)
-            if len(rows) < size:
-                break
-            after, offset = (rows[-1][7], rows[-1][0]), 0
+            after = sessions[-1] if sessions else None
+            page, more = await self._reader.sessions(statuses, agents, after, offset, size, PAGE_BYTES)
+            if page:  # else those that were to follow are gone
+                sessions += page
+                offset = 0
         return sessions
 
     async def runs(
@@ -106,19 +105,28 @@ class Pages:
     ) -> list[Run] | None:
         """Once through the runs; None if the session was deleted on the way."""
         runs: list[Run] = []
-        cursor = after
-        while limit is None or len(runs) < limit:
+        cursor, more = after, True
+        while more and (limit is None or len(runs) < limit):
             size = _smaller(LISTED_ROWS, None if limit is None else limit - len(runs))
             try:
-                rows = await self._reader.runs(session_id, statuses, cursor, size)
+                page, more = await self._reader.runs(session_id, statuses, cursor, size, PAGE_BYTES)
             except RunNotFound:
                 if cursor == after:
                     raise
                 return None
-            runs += map(run_of, rows)
-            if len(rows) < size:
-                break
-            cursor = runs[-1].id
+            if page:
+                runs += page
+                cursor = runs[-1].id
+        return runs
+
+    async def orphans(self, session_id: str | None, dead: Collection[str], limit: int | None) -> list[Run]:
+        """Running runs without an owner or with one of these, of one session or of all."""
+        runs: list[Run] = []
+        after: tuple[str, int] | None = ("", 0)
+        while after is not None and (limit is None or len(runs) < limit):
+            size = _smaller(LISTED_ROWS, None if limit is None else limit - len(runs))
+            page, after = await self._reader.orphans(session_id, dead, after, size, PAGE_BYTES)
+            runs += page
         return runs
 
 

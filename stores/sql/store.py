@@ -533,7 +533,7 @@ class SQLSessionStore(GroupActor):
             dead = await self._database.liveness.dead([owner for owner in owners if owner is not None])
             if not dead and None not in owners:
                 return []
-            return await self._database.reader.orphans(session_id, dead, limit)
+            return await self._pages.orphans(session_id, dead, limit)
 
     async def wait_for_runs(
         self, session_id: str, *, after: int | None = None, timeout_ms: int | None

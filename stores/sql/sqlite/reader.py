@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Collection, Sequence
-from typing import Any
+from collections.abc import Awaitable, Collection
 
 from asm_runtime.records import Run, RunStatus, Session, SessionStatus
 from asm_runtime.stores.filters import EventFilter
@@ -45,22 +44,28 @@ class Reader:
         self,
         statuses: frozenset[SessionStatus] | None,
         agent_ids: frozenset[str] | None,
-        after: tuple[str, str],
-        limit: int,
+        after: Session | None,
         offset: int,
-    ) -> Awaitable[Sequence[Sequence[Any]]]:
+        limit: int,
+        max_bytes: int,
+    ) -> Awaitable[tuple[list[Session], bool]]:
         """See the protocol."""
-        return self._read(reading.list_sessions, statuses, agent_ids, after, limit, offset)
+        return self._read(reading.list_sessions, statuses, agent_ids, after, offset, limit, max_bytes)
 
     def run(self, run_id: str, session_id: str | None) -> Awaitable[Run]:
         """See the protocol."""
         return self._read(reading.run, run_id, session_id)
 
     def runs(
-        self, session_id: str, statuses: frozenset[RunStatus] | None, after: str | None, limit: int
-    ) -> Awaitable[Sequence[Sequence[Any]]]:
+        self,
+        session_id: str,
+        statuses: frozenset[RunStatus] | None,
+        after: str | None,
+        limit: int,
+        max_bytes: int,
+    ) -> Awaitable[tuple[list[Run], bool]]:
         """See the protocol."""
-        return self._read(reading.list_runs, session_id, statuses, after, limit)
+        return self._read(reading.list_runs, session_id, statuses, after, limit, max_bytes)
 
     def active_run(self, session_id: str) -> Awaitable[Run | None]:
         """See the protocol."""
@@ -75,10 +80,15 @@ class Reader:
         return self._read(reading.owners, session_id)
 
     def orphans(
-        self, session_id: str | None, dead: Collection[str], limit: int | None
-    ) -> Awaitable[list[Run]]:
+        self,
+        session_id: str | None,
+        dead: Collection[str],
+        after: tuple[str, int],
+        limit: int,
+        max_bytes: int,
+    ) -> Awaitable[tuple[list[Run], tuple[str, int] | None]]:
         """See the protocol."""
-        return self._read(reading.orphans, session_id, dead, limit)
+        return self._read(reading.orphans, session_id, dead, after, limit, max_bytes)
 
     def removals(self, past: str, limit: int) -> Awaitable[list[str]]:
         """See the protocol."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
 from itertools import accumulate
 from operator import itemgetter
 from typing import Any
@@ -33,7 +34,6 @@ __all__ = [
     "session",
 ]
 
-_ALL = -1
 _PAST_ALL = 2**63 - 1
 _ANY_SIZE = 2**63 - 1
 
@@ -239,31 +239,39 @@ def list_sessions(
     cursor: Cursor,
     statuses: frozenset[SessionStatus] | None,
     agent_ids: frozenset[str] | None,
-    after: tuple[str, str],
-    limit: int,
+    after: Session | None,
     offset: int,
-) -> list[list[Any]]:
-    """Sessions as rows, the oldest first; those past a time and id."""
+    limit: int,
+    max_bytes: int,
+) -> tuple[list[Session], bool]:
+    """See `stores.sql.database.Reader.sessions`."""
     if statuses == frozenset() or agent_ids == frozenset():
-        return []
+        return [], False
     parameters: dict[str, Any] = {
-        "after_time": after[0],
-        "after_id": after[1],
+        "after_time": "" if after is None else text_of(after.created_at),
+        "after_id": "" if after is None else after.id,
         "limit": limit,
         "offset": offset,
         "agent_ids": None if agent_ids is None else encode(list(agent_ids)).decode(),
         **_numbered("s", statuses),
         **_numbered("a", agent_ids),
     }
-    cursor.execute(
-        statements.list_sessions(
-            statuses=_count(statuses),
-            agents=_count(agent_ids),
-        ),
-        parameters,
-    )
-    rows: list[list[Any]] = decode(cursor.fetchone()[0])
-    return rows
+    statement = partial(statements.list_sessions, statuses=_count(statuses), agents=_count(agent_ids))
+    more = _measured(cursor, statement, parameters, max_bytes)
+    cursor.execute(statement(), parameters)
+    return [session_of(row) for row in decode(cursor.fetchone()[0])], more
+
+
+def _measured(
+    cursor: Cursor, statement: Callable[..., str], parameters: dict[str, Any], max_bytes: int
+) -> bool:
+    """Lower the limit of a list to what is not too large, but for one; whether others may follow."""
+    cursor.execute(statement(sizes=True), parameters)
+    sizes: list[int] = decode(cursor.fetchone()[0])
+    fitting = max(1, sum(used <= max_bytes for used in accumulate(sizes)))
+    more = fitting < len(sizes) or len(sizes) == parameters["limit"]
+    parameters["limit"] = min(fitting, len(sizes))  # what was added since is of unknown size
+    return more
 
 
 def run(cursor: Cursor, run_id: str, session_id: str | None) -> Run:
@@ -291,14 +299,16 @@ def active_run(cursor: Cursor, session_id: str) -> Run | None:
 
 
 def list_runs(
-    cursor: Cursor, session_id: str, statuses: frozenset[RunStatus] | None, after: str | None, limit: int
-) -> list[tuple[Any, ...]]:
-    """Runs as rows in the order of acceptance; with `after`, those accepted after that run.
-
-    Raises:
-        RunNotFound: There is no such run.
-    """
-    rows: list[tuple[Any, ...]] = []
+    cursor: Cursor,
+    session_id: str,
+    statuses: frozenset[RunStatus] | None,
+    after: str | None,
+    limit: int,
+    max_bytes: int,
+) -> tuple[list[Run], bool]:
+    """See `stores.sql.database.Reader.runs`."""
+    runs: list[Run] = []
+    more = False
     if statuses != frozenset():
         parameters: dict[str, Any] = {
             "session_id": session_id,
@@ -306,11 +316,13 @@ def list_runs(
             "after": after,
             **_numbered("s", statuses),
         }
-        cursor.execute(statements.list_runs(statuses=_count(statuses), resumed=after is not None), parameters)
-        rows = cursor.fetchall()
-    if not rows and after is not None:
+        statement = partial(statements.list_runs, statuses=_count(statuses), resumed=after is not None)
+        more = _measured(cursor, statement, parameters, max_bytes)
+        cursor.execute(statement(), parameters)
+        runs = [run_of(row) for row in cursor.fetchall()]
+    if not runs and after is not None:
         run(cursor, after, session_id)  # the last one, or none
-    return rows
+    return runs, more
 
 
 def owners(cursor: Cursor, session_id: str | None) -> list[str | None]:
@@ -323,14 +335,29 @@ def owners(cursor: Cursor, session_id: str | None) -> list[str | None]:
     return found
 
 
-def orphans(cursor: Cursor, session_id: str | None, dead: Collection[str], limit: int | None) -> list[Run]:
-    """Running runs without an owner or with one of these."""
-    filters = (encode(list(dead)).decode(), _ALL if limit is None else limit)
-    if session_id is None:
-        cursor.execute(statements.ORPHANS, filters)
-    else:
-        cursor.execute(statements.SESSION_ORPHANS, (session_id, *filters))
-    return [run_of(row) for row in cursor.fetchall()]
+def orphans(
+    cursor: Cursor,
+    session_id: str | None,
+    dead: Collection[str],
+    after: tuple[str, int],
+    limit: int,
+    max_bytes: int,
+) -> tuple[list[Run], tuple[str, int] | None]:
+    """See `stores.sql.database.Reader.orphans`."""
+    parameters: dict[str, Any] = {
+        "session_id": after[0] if session_id is None else session_id,
+        "after_position": after[1],
+        "owners": encode(list(dead)).decode(),
+        "limit": limit,
+    }
+    statement = partial(statements.list_orphans, of_one=session_id is not None)
+    more = _measured(cursor, statement, parameters, max_bytes)
+    cursor.execute(statement(), parameters)
+    rows = cursor.fetchall()
+    runs = [run_of(row) for row in rows]
+    if not more:
+        return runs, None
+    return runs, (rows[-1][0], rows[-1][-1]) if rows else after
 
 
 def _number(cursor: Cursor, statement: str, session_id: str) -> int:

@@ -295,17 +295,6 @@ SELECT json_group_array(DISTINCT owner) FROM asm_runs
 WHERE status = 'running' AND {_live("asm_runs.session_id")}
 """
 
-# Running, but without an owner or with one of these.
-SESSION_ORPHANS = f"""
-SELECT {_RUN_COLUMNS} FROM asm_runs WHERE session_id = ?1 AND status = 'running' AND {_live()}
-    AND (owner IS NULL OR owner IN (SELECT value FROM json_each(?2))) ORDER BY position LIMIT ?3
-"""
-ORPHANS = f"""
-SELECT {_RUN_COLUMNS} FROM asm_runs WHERE status = 'running' AND {_live("asm_runs.session_id")}
-    AND (owner IS NULL OR owner IN (SELECT value FROM json_each(?)))
-ORDER BY session_id, position LIMIT ?
-"""
-
 # -- reading the log
 
 MAX_MERGED = 256
@@ -446,8 +435,8 @@ def page_by_rows(query: LogQuery) -> str:
 
 
 @lru_cache(maxsize=64)
-def list_sessions(*, statuses: int | None, agents: int | None) -> str:
-    """Read sessions in the order (created_at, id).
+def list_sessions(*, statuses: int | None, agents: int | None, sizes: bool = False) -> str:
+    """Read sessions in the order (created_at, id), as one JSON list.
 
     Parameters by name: after_time, after_id, limit, offset; for a filter s0, s1 …, and a0, a1 … or
     agent_ids (JSON). Like `page` it merges ranges of an index: of the statuses, else of the agents.
@@ -455,6 +444,7 @@ def list_sessions(*, statuses: int | None, agents: int | None) -> str:
     Args:
         statuses: How many statuses it is filtered by; None: not by status.
         agents: How many agents, at most `MAX_MERGED` + 1; likewise.
+        sizes: Read only how large each is.
     """
     where = "(created_at, id) > (:after_time, :after_id) AND +deleted_at IS NULL"
     by_agent = "" if agents is None else " AND +agent_id IN (SELECT value FROM json_each(:agent_ids))"
@@ -464,14 +454,16 @@ def list_sessions(*, statuses: int | None, agents: int | None) -> str:
         ranges = [f"{where} AND agent_id = :a{each}" for each in range(agents)]
     else:
         ranges = [where + by_agent]
-    rows = " UNION ALL ".join(f"SELECT {_SESSION_COLUMNS} FROM asm_sessions WHERE {one}" for one in ranges)
-    return f"""SELECT json_group_array(json_array({_SESSION_COLUMNS})) FROM ({rows}
+    columns = "created_at, id, byte_size" if sizes else _SESSION_COLUMNS
+    wanted = "byte_size" if sizes else f"json_array({_SESSION_COLUMNS})"
+    rows = " UNION ALL ".join(f"SELECT {columns} FROM asm_sessions WHERE {one}" for one in ranges)
+    return f"""SELECT json_group_array({wanted}) FROM ({rows}
         ORDER BY created_at, id LIMIT :limit OFFSET :offset)"""
 
 
 @lru_cache(maxsize=64)
-def list_runs(*, statuses: int | None, resumed: bool) -> str:
-    """Read a session's runs in the order of acceptance.
+def list_runs(*, statuses: int | None, resumed: bool, sizes: bool = False) -> str:
+    """Read a session's runs in the order of acceptance; or, as one JSON list, only how large each is.
 
     Parameters by name: session_id, limit; for a filter s0, s1 …; if it is resumed after (a run's id).
     """
@@ -484,5 +476,30 @@ def list_runs(*, statuses: int | None, resumed: bool) -> str:
     ranges = [where]
     if statuses is not None:
         ranges = [f"{where} AND status = :s{index}" for index in range(statuses)]
-    rows = " UNION ALL ".join(f"SELECT {_RUN_COLUMNS}, position FROM asm_runs WHERE {one}" for one in ranges)
-    return f"{rows} ORDER BY position LIMIT :limit"
+    columns = "byte_size" if sizes else _RUN_COLUMNS
+    rows = " UNION ALL ".join(f"SELECT {columns}, position FROM asm_runs WHERE {one}" for one in ranges)
+    return _list(f"{rows} ORDER BY position LIMIT :limit", sizes=sizes)
+
+
+@lru_cache(maxsize=4)
+def list_orphans(*, of_one: bool, sizes: bool = False) -> str:
+    """Read runs that are running without an owner or with one of these, of one session or of all; or sizes.
+
+    In the order of session and position, which is the last column. Parameters by name: session_id,
+    after_position, owners (JSON), limit; of all, those from that session on.
+    """
+    columns = "byte_size" if sizes else _RUN_COLUMNS
+    if of_one:
+        where = f"session_id = :session_id AND position > :after_position AND {_live(':session_id')}"
+    else:
+        where = f"(session_id, position) > (:session_id, :after_position) AND {_live('asm_runs.session_id')}"
+    return _list(
+        f"""SELECT {columns}, position FROM asm_runs WHERE status = 'running' AND {where}
+        AND (owner IS NULL OR owner IN (SELECT value FROM json_each(:owners)))
+    ORDER BY session_id, position LIMIT :limit""",
+        sizes=sizes,
+    )
+
+
+def _list(rows: str, *, sizes: bool) -> str:
+    return f"SELECT json_group_array(byte_size) FROM ({rows})" if sizes else rows

@@ -8,6 +8,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import product
 from random import Random
 from typing import Any
@@ -68,12 +69,20 @@ PLANNED = {
     **{f"{form.__name__} {name}": form(query) for form in FORMS for name, query in QUERIES.items()},
     **{f"reach {name}": statements.reach(query) for name, query in QUERIES.items() if not query.is_exact},
     **{
-        f"list_runs {count} {resumed}": statements.list_runs(statuses=count, resumed=resumed)
-        for count, resumed in product((None, 1, 2, 6), (False, True))
+        f"list_runs {count} {resumed}{' sizes' * sizes}": statements.list_runs(
+            statuses=count, resumed=resumed, sizes=sizes
+        )
+        for count, resumed, sizes in product((None, 1, 2, 6), (False, True), (False, True))
     },
     **{
-        f"list_sessions {count} {agents}": statements.list_sessions(statuses=count, agents=agents)
-        for count, agents in product((None, 1, 3), (None, 1, 2))
+        f"list_orphans {of_one}{' sizes' * sizes}": statements.list_orphans(of_one=of_one, sizes=sizes)
+        for of_one, sizes in product((False, True), (False, True))
+    },
+    **{
+        f"list_sessions {count} {agents}{' sizes' * sizes}": statements.list_sessions(
+            statuses=count, agents=agents, sizes=sizes
+        )
+        for count, agents, sizes in product((None, 1, 3), (None, 1, 2), (False, True))
     },
 }
 LOG = "sqlite_autoindex_asm_events_1 (session_id=? AND sequence_number>?"
@@ -134,7 +143,10 @@ def test_every_statement_goes_by_an_index_and_sorts_nothing(empty: sqlite3.Conne
         ("list_sessions None None", "asm_sessions_created_at ((created_at,id)>"),
         ("list_sessions None 2", "asm_sessions_agent_id (agent_id=? AND (created_at,id)>"),
         ("list_sessions 3 2", "asm_sessions_status (status=? AND (created_at,id)>"),
-        ("ORPHANS", "asm_runs_running"),
+        ("list_runs 2 True sizes", "asm_runs_queue (session_id=? AND status=? AND position>?)"),
+        ("list_sessions 3 2 sizes", "asm_sessions_status (status=? AND (created_at,id)>"),
+        ("list_orphans False", "asm_runs_running ((session_id,position)>"),
+        ("list_orphans True", "(session_id=? AND status=? AND position>?)"),
         ("OWNERS", "asm_runs_running"),
         ("CLAIM_FIRST_FACTS", "asm_runs_queue (session_id=? AND status=? AND position>?)"),
         ("FIND_RUN", "asm_runs_id (id=?)"),
@@ -328,7 +340,7 @@ async def test_of_two_indexes_the_one_that_gets_farther_is_gone_by(store: SQLSes
 async def test_looking_for_orphans_costs_what_runs_and_not_what_has_ended(store: SQLSessionStore) -> None:
     def look(cursor: Cursor) -> None:
         assert reading.owners(cursor, None) == [None]
-        assert len(reading.orphans(cursor, None, [], None)) == 1
+        assert len(reading.orphans(cursor, None, [], ("", 0), 10, 1000)[0]) == 1
 
     await store.save_run(Run.new(session_id="s", id="r").replace(status="running"))
     before = await steps(store, look)
@@ -591,6 +603,87 @@ async def test_sessions_and_runs_are_listed_in_pages(
         assert [one.id for one in await store.list_runs("s", limit=limit)] == ids[:limit]
         odd = await store.list_runs("s", status=["pending", "running"], limit=limit)
         assert [one.id for one in odd] == ids[1::2][:limit]
+
+
+@pytest.mark.parametrize("rows", [128, 4])
+async def test_a_page_of_a_list_holds_no_more_bytes_than_it_may(
+    store: SQLSessionStore, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    """Of sessions, runs and orphans; one that is larger comes alone, and what follows comes too."""
+    monkeypatch.setattr(paging, "LISTED_ROWS", rows)
+    monkeypatch.setattr(paging, "PAGE_BYTES", 10_000)
+    sizes = [100, 4000, 4000, 4000, 30_000, 100, 100, 9800, 9800, 100, 30_000, 30_000, *[100] * 20]
+    sessions = [
+        Session.new(id=f"{index:02}", agent_id="a", created_at=NOON, metadata={"text": "é" * (size // 2)})
+        for index, size in enumerate(sizes)
+    ]
+    runs = [
+        Run.new(session_id="s", id=f"{index:02}", input="é" * (size // 2), created_at=NOON).replace(
+            status="running"
+        )
+        for index, size in enumerate(sizes)
+    ]
+    for session, run in zip(sessions, runs, strict=True):
+        await store.save_session(session)
+        await store.save_run(run)
+    pages: list[list[int]] = []
+
+    def noting(name: str) -> None:
+        question = getattr(reading, name)
+
+        def asked(*args: Any) -> Any:
+            page = question(*args)
+            pages.append(
+                [len(one.metadata["text"] if isinstance(one, Session) else one.input) for one in page[0]]
+            )
+            return page
+
+        monkeypatch.setattr(reading, name, asked)
+
+    for name in ("list_sessions", "list_runs", "orphans"):
+        noting(name)
+    for listed, expected in (
+        (store.list_sessions, sessions),
+        (partial(store.list_sessions, status="pending", agent_id="a"), sessions),
+        (partial(store.list_runs, "s"), runs),
+        (partial(store.list_runs, "s", status=["running", "failed"]), runs),
+        (store.list_orphaned_runs, runs),
+        (partial(store.list_orphaned_runs, session_id="s"), runs),
+    ):
+        for limit in (None, 1, 5, 11):
+            pages.clear()
+            assert await listed(limit=limit) == expected[:limit]
+            assert all(2 * sum(page) <= 10_000 or len(page) == 1 for page in pages)  # two bytes each
+            assert len(pages) < 12 if rows == 128 else len(pages) <= 16
+        assert max(map(len, pages)) > 1
+
+
+async def test_what_is_listed_is_right_though_the_next_ones_vanish_between_two_looks(
+    store: SQLSessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paging, "LISTED_ROWS", 3)
+    for index in range(9):
+        await store.save_session(Session.new(id=f"{index}", agent_id="a", created_at=NOON))
+        await store.save_run(Run.new(session_id=f"{index}", id="r").replace(status="running"))
+    measured, looks, loop = reading._measured, 0, asyncio.get_running_loop()
+
+    async def delete() -> None:
+        await asyncio.gather(*map(store.delete_session, "345"))
+
+    def slow(*args: Any) -> bool:
+        nonlocal looks
+        looks += 1
+        more = measured(*args)
+        if looks == 2:
+            asyncio.run_coroutine_threadsafe(delete(), loop).result()
+        return more
+
+    monkeypatch.setattr(reading, "_measured", slow)
+    assert [one.id for one in await store.list_sessions()] == list("012678")
+    for index in range(3, 6):
+        await store.save_run(Run.new(session_id=f"{index}", id="r").replace(status="running"))
+    looks = 0
+    assert [one.session_id for one in await store.list_orphaned_runs()] == list("012678")
 
 
 # -- beside a writer

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import json
 import math
 from datetime import UTC, datetime, timedelta, timezone
@@ -523,3 +524,10 @@ def test_the_dict_of_a_record_shares_nothing_with_it() -> None:
     again = Run.from_dict(fields := run.to_dict())
     fields["input"]["list"].append(3)
     assert run.input == again.input == {"list": [1]}
+
+
+def test_the_garbage_collector_passes_events_by_and_leaves_them_their_payloads() -> None:
+    event = Event.new(type="custom", session_id="s", data={"list": [1]})
+    assert not gc.is_tracked(event)
+    gc.collect()
+    assert event.data == {"list": [1]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from datetime import UTC, datetime, timedelta, timezone
 from random import Random
 
@@ -59,3 +60,9 @@ def test_one_among_several_that_is_not_allowed_is_refused() -> None:
     events = [*log(Random(0), 3), Event.new(type="custom", session_id="s").replace(id="")]
     with pytest.raises(ValidationError, match="id must be"):
         drafted_few(events)
+
+
+def test_the_garbage_collector_passes_by_what_is_on_its_way_into_the_log() -> None:
+    rows = drafted_few(log(Random(0), 9))
+    gc.collect()
+    assert not any(map(gc.is_tracked, rows))

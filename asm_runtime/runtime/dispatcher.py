@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from asm_runtime.actor import Spawn, answer
@@ -16,6 +17,7 @@ from asm_runtime.manager import SessionManager
 from asm_runtime.observer import observer
 from asm_runtime.ports import EventCallback, SessionStore
 from asm_runtime.records import Run, RunStatus
+from asm_runtime.runtime.claims import Claims
 from asm_runtime.runtime.endings import RunOutcome
 from asm_runtime.runtime.execution import RunExecution
 from asm_runtime.runtime.foreign import answered
@@ -36,6 +38,9 @@ RECOUNT_SHARE = 20
 
 RECOUNT_PAGE = 500
 """How many runs a recount reads at once."""
+
+ABANDONED_A_TURN = 500
+"""How many submissions are let go before the loop has a turn."""
 
 STORE_GRACE_S = 1.0
 """How long the store may take to write what is decided, where somebody waits for no more than that."""
@@ -77,6 +82,7 @@ class Dispatcher:
         "_context",
         "_drains",
         "_dry",
+        "_is_forgetting",
         "_is_new",
         "_is_open",
         "_look_again",
@@ -136,7 +142,7 @@ class Dispatcher:
         self.queue = RunQueue()
         self.in_flight: dict[str, RunExecution] = {}
         self.claiming = True
-        self._is_open = self._is_new = False
+        self._is_open = self._is_new = self._is_forgetting = False
         # Whether a claim may find something: there was news since the last one that found nothing.
         self._more = False
         self._news = 0
@@ -195,6 +201,11 @@ class Dispatcher:
         """Tell the traces of what is queued here that nobody here follows it any more."""
         observer().queue_depth_changed(self._session_id, -len(self.queue))
         self._abandon(self.queue.clear())
+
+    async def forgotten(self) -> None:
+        """Return when all that `forget` tells is told."""
+        while self._is_forgetting:  # noqa: ASYNC110  # a few turns, and seldom
+            await asyncio.sleep(0)
 
     async def end_runs(self, *, requeue: bool) -> bool:
         """Cancel the runs in flight, or queue them again; whether all that is written in time."""
@@ -302,7 +313,9 @@ class Dispatcher:
     async def _claim(self) -> None:
         news = self._news
         try:
-            run = await answered(self._store.claim_run(self._session_id, max_concurrent_runs=self._slots))
+            run = await Claims.on(self._store).claim(
+                self._session_id, clock=self._clock, max_concurrent_runs=self._slots
+            )
         except ActorStopped:
             self._more = False
         except AsmError as error:
@@ -340,6 +353,7 @@ class Dispatcher:
             clock=self._clock,
             cancel_grace_ms=self._cancel_grace_ms,
         )
+        Claims.on(self._store).executes(run, execution.outcome)
         self.in_flight[run.id] = execution
         observer().in_flight_changed(self._session_id, 1)
         execution.outcome.add_done_callback(partial(self._ended, execution, submission))
@@ -482,7 +496,7 @@ class Dispatcher:
         before = len(self.queue)
         gone = self.queue.counted(() if self._orphans is None else self._orphans.run_ids())
         observer().queue_depth_changed(self._session_id, len(self.queue) - before)
-        self._abandon(gone)
+        self._abandon(iter(gone))
         self._answer_drains()
 
     def _recount_due(self) -> None:
@@ -520,7 +534,12 @@ class Dispatcher:
             observer().queue_depth_changed(self._session_id, -1)
         return submission
 
-    def _abandon(self, submissions: Collection[Submission]) -> None:
-        for submission in submissions:
+    def _abandon(self, submissions: Iterator[Submission]) -> None:
+        """Tell their traces that nobody here follows them any more, some in each turn of the loop."""
+        some = list(islice(submissions, ABANDONED_A_TURN))
+        for submission in some:
             if submission.trace is not None:
                 submission.trace.abandoned()
+        self._is_forgetting = len(some) == ABANDONED_A_TURN
+        if self._is_forgetting:
+            asyncio.get_running_loop().call_soon(self._abandon, submissions)

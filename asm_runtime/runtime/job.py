@@ -21,6 +21,7 @@ from asm_runtime.observer import observer
 from asm_runtime.payload import JsonObject
 from asm_runtime.ports import EventCallback, RunResult, SessionStore
 from asm_runtime.records import Run, RunStatus, SessionStatus
+from asm_runtime.runtime.claims import Claims
 from asm_runtime.runtime.execution import RELEASE_GRACE_S, RunExecution
 from asm_runtime.runtime.foreign import answered
 from asm_runtime.runtime.recorder import patiently
@@ -138,7 +139,8 @@ class Job:
         """Claim the run, and execute it to its end."""
         store = self._store
         known = await answered(store.get_run(run_id, session_id=session_id))
-        run = await answered(store.claim_run(known.session_id, run_id=run_id))
+        claims = Claims.on(store)
+        run = await claims.claim(known.session_id, clock=self._clock, run_id=run_id)
         if run is None:
             raise await self._why_not(known)
         # No await until the attempt has its task: from there on it lets the claim go.
@@ -152,6 +154,7 @@ class Job:
             cancel_grace_ms=self._cancel_grace_ms,
             options=given,
         )
+        claims.executes(run, execution.outcome)
         attempt = self._attempt = execution.start(start_task)
         watch = start_task(_watch(store, self._clock, execution))
         if self._cancelled:

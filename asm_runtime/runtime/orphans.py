@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from asm_runtime.clock import Clock, sleep
-from asm_runtime.errors import ActorStopped
+from asm_runtime.errors import ActorStopped, AsmError
 from asm_runtime.ports import SessionStore
 from asm_runtime.records import Run
+from asm_runtime.runtime.foreign import answered
 from asm_runtime.tasks import start_task
 
 __all__ = ["LOST_ATTEMPTS", "OrphanWatch", "Orphans", "lost_attempts"]
@@ -149,10 +150,10 @@ class OrphanWatch:
         while True:
             await sleep(self._clock, self._interval_s)
             try:
-                orphans = await self._store.list_orphaned_runs()
+                orphans = await answered(self._store.list_orphaned_runs())
             except ActorStopped:
                 return
-            except Exception as error:  # a store of somebody else's may raise anything
+            except AsmError as error:
                 logger.warning("looking for orphaned runs failed: %r", error)
                 continue
             for session_id in {run.session_id for run in orphans}:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 
 from asm_runtime.observer import RunTrace
 from asm_runtime.ports import EventCallback
@@ -43,14 +43,15 @@ class RunQueue:
     recounting. Every step costs the same however long the queue is, only a recount reads it all.
     """
 
-    __slots__ = ("_joined", "_left", "_pending", "_seen", "_submissions")
+    __slots__ = ("_joined", "_left", "_missing", "_pending", "_seen", "_submissions")
 
     def __init__(self) -> None:
         self._pending: dict[str, None] = {}
         # By run: the one that was accepted, or those that the store has not answered yet.
         self._submissions: dict[str, list[Submission]] | None = None
-        # During a recount: what it has seen, and what has happened meanwhile.
+        # During a recount: what it has seen, which own runs it has not, and what has happened meanwhile.
         self._seen: dict[str, None] | None = None
+        self._missing: dict[str, None] | None = None
         self._joined: dict[str, None] | None = None
         self._left: set[str] | None = None
 
@@ -117,6 +118,8 @@ class RunQueue:
         self._submissions.setdefault(run_id, []).insert(0, submission)
         if self._joined is not None:
             self._joined[run_id] = None
+        if self._missing is not None:
+            self._missing.pop(run_id, None)
 
     # -- claims and ends
 
@@ -141,26 +144,31 @@ class RunQueue:
                 owner = submission
         return waited, owner
 
-    def clear(self) -> list[Submission]:
+    def clear(self) -> Iterator[Submission]:
         """Nobody looks at the queue here any more; returns the submissions whose runs waited."""
         self.stop_counting()
-        waited = [submissions[0] for submissions in (self._submissions or {}).values()]
+        submissions = self._submissions or {}
         self._pending, self._submissions = {}, None
-        return [submission for submission in waited if submission.run is None]
+        return (those[0] for those in submissions.values() if those[0].run is None)
 
     # -- recounts
 
     def count(self) -> None:
         """A recount begins: the store is asked now."""
         self._seen, self._joined, self._left = {}, {}, set()
+        self._missing = dict.fromkeys(self._submissions or ())
 
     def saw(self, run_ids: Iterable[str]) -> None:
         """The next pending runs, in order, as the store had them at some moment since it began."""
-        if self._seen is not None:
-            self._seen.update(dict.fromkeys(run_ids))
+        if self._seen is not None and self._missing is not None:
+            for run_id in run_ids:
+                self._seen[run_id] = None
+                self._missing.pop(run_id, None)
 
-    def counted(self, resting: Iterable[str] = ()) -> list[Submission]:
+    def counted(self, resting: Container[str] = ()) -> list[Submission]:
         """It ends; the queue is what was seen, and what has happened meanwhile.
+
+        That costs what has happened, and what is gone: a long queue is not gone through again.
 
         Args:
             resting: Orphaned runs that will be queued again.
@@ -168,27 +176,27 @@ class RunQueue:
         Returns:
             The submissions whose runs are no longer pending though this server did not take them.
         """
-        seen, joined, left = self._seen, self._joined, self._left
+        seen, missing, joined, left = self._seen, self._missing, self._joined, self._left
         self.stop_counting()
-        if seen is None or joined is None or left is None:
+        if seen is None or missing is None or joined is None or left is None:
             return []
         for run_id in left:
             seen.pop(run_id, None)
-        kept = {*joined, *resting}
         for run_id in joined:
             if run_id in self._pending:
                 seen.setdefault(run_id)
         self._pending = seen
         gone: list[Submission] = []
-        for run_id, submissions in tuple((self._submissions or {}).items()):
-            if submissions[0].run is None and run_id not in seen and run_id not in kept:
+        for run_id in missing:
+            submissions = self._submissions_of(run_id)
+            if submissions and submissions[0].run is None and run_id not in joined and run_id not in resting:
                 gone.append(submissions.pop(0))
                 self._tidy(run_id)
         return gone
 
     def stop_counting(self) -> None:
         """Forget what the recount has seen: the store did not answer."""
-        self._seen = self._joined = self._left = None
+        self._seen = self._missing = self._joined = self._left = None
 
     # -- the inside
 

@@ -12,7 +12,7 @@ from asm_runtime.adapters import ScriptedAdapter
 from asm_runtime.adapters.scripted import Gate, Stage, say
 from asm_runtime.errors import RunCancelled, RunFailed, StoreError
 from asm_runtime.ports import ExecutionResult, SessionStore
-from asm_runtime.runtime.orphans import Orphans
+from asm_runtime.runtime.orphans import DEFAULT_LEASE_TTL_MS, Orphans
 from asm_runtime.testing import JumpingClock
 from tests.runtime.faulty import FaultyStore
 from tests.runtime.support import open_server, terminal_events, types_of, until
@@ -365,3 +365,21 @@ async def test_a_pause_begins_when_the_orphan_is_seen_and_again_if_it_was_none_m
     assert orphans.next_in_s() == 1
     assert orphans.seen([run.replace(attempt=2)]) == []
     assert orphans.next_in_s() == 1
+
+
+@pytest.mark.parametrize("error", [OSError("no route"), asyncio.CancelledError(), StoreError("refused")])
+async def test_looking_for_orphans_goes_on_after_the_store_failed(
+    store: SessionStore, error: BaseException
+) -> None:
+    faulty, clock = FaultyStore(store), JumpingClock()
+    async with await open_server(faulty, ScriptedAdapter(), clock=clock) as server:
+        await server.execute_run({})
+        await until(lambda: server._dispatcher._looking is None)
+        for failing in (True, True, False):  # an idle server does not look by itself
+            if failing:
+                faulty.failing["list_orphaned_runs"] = error
+            else:
+                faulty.heal()
+            looks = faulty.calls["list_orphaned_runs"]
+            await clock.advance_ms(DEFAULT_LEASE_TTL_MS)
+            await until(lambda looks=looks: faulty.calls["list_orphaned_runs"] > looks)  # type: ignore[misc]

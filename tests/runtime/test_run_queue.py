@@ -175,6 +175,27 @@ def test_clearing_it_names_what_waited() -> None:
     waiting = queue.submitting(run_of("a"), ())
     queue.accepted(waiting)
     hung = queue.submitting(run_of("b"), ())
-    assert queue.clear() == [waiting]
+    assert list(queue.clear()) == [waiting]
     queue.refused(hung)
     assert (len(queue), queue.has_own) == (0, False)
+
+
+class NotGoneThrough(dict[str, Any]):
+    """Looks up, and is not iterated over."""
+
+    def __iter__(self) -> Any:
+        raise AssertionError("all that waits is gone through")
+
+    keys = items = values = __iter__
+
+
+def test_the_end_of_a_recount_does_not_go_through_the_queue() -> None:
+    queue = RunQueue()
+    for run_id in ("a", "b", "c"):
+        submitted(queue, run_id)
+    queue.count()
+    queue.saw(["a", "foreign"])
+    queue._pending = NotGoneThrough(queue._pending)
+    queue._submissions = NotGoneThrough(queue._submissions or {})
+    queue.saw(["c"])
+    assert [len(queue.counted()), queue.run_ids()] == [1, ["a", "foreign", "c"]]

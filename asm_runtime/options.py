@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, TypeVar
@@ -19,6 +19,7 @@ __all__ = [
     "members",
     "optional_identifier",
     "refused",
+    "session_choice",
     "utc",
 ]
 
@@ -134,3 +135,14 @@ def identifiers(name: str, value: Any) -> frozenset[str] | None:
         raise refused(name, value, "one or a collection of ids")
     items: Collection[Any] = value  # pyright: ignore[reportUnknownVariableType]
     return frozenset(identifier(name, item) for item in items)
+
+
+def session_choice(session_id: object, session_opts: Any) -> None:
+    """Which session is meant: an id, or what to create one with, or both if they name the same."""
+    if session_opts is None:
+        if session_id is None:
+            raise ValidationError("give session_id (attach), session_opts (create), or both")
+    elif not isinstance(session_opts, Mapping):
+        raise refused("session_opts", session_opts, "a dict or None")
+    elif session_id is not None and session_opts.get("id", session_id) != session_id:  # pyright: ignore[reportUnknownMemberType]
+        raise ValidationError("session_opts names another id than session_id")

@@ -20,7 +20,6 @@ from asm_runtime.errors import (
     RunNotFound,
     SessionNotFound,
     StoreUnavailable,
-    ValidationError,
 )
 from asm_runtime.manager import DEFAULT_CANCEL_GRACE_MS, SessionManager
 from asm_runtime.observer import observer
@@ -134,10 +133,7 @@ class SessionServer(Actor):
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         super().__init__(clock=clock)
-        if session_id is None and session_opts is None:
-            raise ValidationError("give session_id (attach), session_opts (create), or both")
-        if session_id is not None and (session_opts or {}).get("id", session_id) != session_id:
-            raise ValidationError("session_opts names another id than session_id")
+        options.session_choice(session_id, session_opts)
         self.max_concurrent_runs: int = options.integer("max_concurrent_runs", max_concurrent_runs, minimum=1)
         self.max_queued_runs: int = options.integer("max_queued_runs", max_queued_runs, minimum=0)
         stored_options("default_run_options", default_run_options or {})
@@ -520,6 +516,7 @@ class SessionServer(Actor):
                 )
             for task in cancelled:
                 leave_behind(task)
+            await self._dispatcher.forgotten()
         finally:
             self._had_grace = True
             self._release(None)

@@ -9,7 +9,7 @@ from typing import Any, Literal, Unpack, cast
 from asm_runtime import options
 from asm_runtime.actor import DEFAULT_RESTART_BACKOFF_MS, Supervisor
 from asm_runtime.clock import SYSTEM_CLOCK
-from asm_runtime.errors import Conflict, ValidationError
+from asm_runtime.errors import Conflict
 from asm_runtime.ids import new_id
 from asm_runtime.ports import ProviderAdapter, SessionStore
 from asm_runtime.server import ServerOptions, SessionServer
@@ -81,10 +81,11 @@ class SessionSupervisor(Supervisor):
         if not self.is_running:
             raise self._gone()
         _refuse_unknown("start_session", server_options)
-        if session_id is None and session_opts is None:
-            raise ValidationError("give session_id (attach), session_opts (create), or both")
+        options.session_choice(session_id, session_opts)
         if session_id is None and session_opts is not None:
-            session_opts = {**session_opts, "id": session_opts.get("id") or new_id("ses_")}
+            session_opts = dict(session_opts)
+            if session_opts.get("id") is None:
+                session_opts["id"] = new_id("ses_")
             key = options.identifier("session_opts['id']", session_opts["id"])
         else:
             key = options.identifier("session_id", session_id)

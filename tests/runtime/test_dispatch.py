@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -11,8 +12,9 @@ from asm_runtime import Event, Run, RunStatus, SessionManager, SessionServer
 from asm_runtime.adapters import ScriptedAdapter
 from asm_runtime.adapters.scripted import Gate
 from asm_runtime.errors import Conflict, StoreUnavailable
+from asm_runtime.observer import Observer, RunTrace, set_observer
 from asm_runtime.ports import SessionStore
-from asm_runtime.runtime.dispatcher import RECOUNT_PAGE
+from asm_runtime.runtime.dispatcher import ABANDONED_A_TURN, RECOUNT_PAGE
 from asm_runtime.testing import JumpingClock
 from tests.runtime.faulty import FaultyStore
 from tests.runtime.support import open_server, until, until_stored
@@ -339,3 +341,44 @@ async def test_waiting_that_is_given_up_leaves_nothing(store: SessionStore) -> N
         assert not server._dispatcher._drains
         assert not server._readers_here()._awaited
         gate.open()
+
+
+class Abandoned(Observer):
+    """Counts the traces of runs that nobody here follows any more."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def run(self, run: Run, agent_id: str | None, *, awaited: bool = False) -> RunTrace:
+        abandoned = self
+
+        class Trace(RunTrace):
+            def abandoned(self) -> None:
+                abandoned.count += 1
+
+        return Trace()
+
+
+@pytest.mark.parametrize("end", ["stop", "crash"])
+async def test_a_long_queue_is_let_go_a_part_in_each_turn(store: SessionStore, end: str) -> None:
+    gate, queued = Gate(), 3 * ABANDONED_A_TURN
+    observed = Abandoned()
+    before = set_observer(observed)
+    try:
+        server = await open_server(store, ScriptedAdapter([gate]), max_queued_runs=queued)
+        await server.submit_run({})
+        await gate.reached()
+        await asyncio.gather(*(server.submit_run({}) for _ in range(queued)))
+        if end == "stop":
+            await server.stop()
+            assert observed.count == queued
+        else:
+            server.crash(RuntimeError("for the test"))
+            told = [observed.count]
+            while told[-1] < queued:
+                await asyncio.sleep(0)
+                told.append(observed.count)
+            assert max(later - sooner for sooner, later in pairwise([0, *told])) <= ABANDONED_A_TURN + 1
+            await server.stop()
+    finally:
+        set_observer(before)

@@ -67,6 +67,11 @@ async def test_what_cannot_start_is_not_kept(store: SessionStore) -> None:
             await supervisor.start_session(session_opts=OPTS, max_queued_runs=-1)
         with pytest.raises(ValidationError):
             await supervisor.start_session()
+        bad_opts: Any = ([], "ci", 0, OPTS | {"id": ""}, OPTS | {"id": 0})
+        for opts in bad_opts:
+            for session_id in (None, "mine"):
+                with pytest.raises(ValidationError):
+                    await supervisor.start_session(session_id=session_id, session_opts=opts)
         with pytest.raises(TypeError):
             await supervisor.start_session(session_id="x", nonsense=1)  # type: ignore[call-arg]
         assert supervisor.list_sessions() == []

@@ -229,9 +229,7 @@ ON CONFLICT (session_id, id) DO UPDATE SET
 
 RUN_STATUS = f"SELECT status, attempt FROM asm_runs WHERE session_id = ?1 AND id = ?2 AND {_live()}"
 
-OPEN_RUNS = f"""
-SELECT count(*) FROM asm_runs WHERE session_id = ?1 AND status IN ('pending', 'running') AND {_live()}
-"""
+OPEN_RUNS = "SELECT coalesce(max(open_runs), 0) FROM asm_session_sequences WHERE session_id = ?1"
 
 # Before a run is accepted: the session's status, how many of its runs are open, and the run that has
 # the new one's id.

@@ -224,7 +224,7 @@ class SQLiteTransaction:
     def open_runs(self, session_id: str) -> int:
         """See `Transaction`."""
         count: int = self.row(statements.OPEN_RUNS, session_id)[0]
-        return count
+        return count + self._revised.get(session_id, 0)
 
     def before_enqueue(self, run: Run) -> tuple[str | None, int, Run | None]:
         """See `Transaction`."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import Any
 
 import pytest
 
-from asm_runtime import Event, Run
-from asm_runtime.errors import AsmError, QueueFull
+from asm_runtime import Event, Run, Session
+from asm_runtime.errors import AsmError, Conflict, QueueFull
 from asm_runtime.ports import ExecutionResult
 from asm_runtime.stores import SQLSessionStore
 from asm_runtime.stores.sql.rows import text_of
@@ -185,7 +186,20 @@ async def test_a_queue_is_not_filled_past_its_limit_by_one_group(store: SQLSessi
     assert [type(outcome) for outcome in outcomes] == [Run] * 3 + [QueueFull] * 4
 
 
-async def test_accepting_a_run_costs_the_same_however_long_the_queue_is(store: SQLSessionStore) -> None:
+async def accept_one_more(store: SQLSessionStore) -> None:
+    await store.enqueue_run(Run.new(session_id="s"), max_open_runs=100_000)
+
+
+async def complete_in_vain(store: SQLSessionStore) -> None:
+    done = Session.new(agent_id="a", id="s").with_status("active").with_status("completed")
+    with pytest.raises(Conflict):
+        await store.flush(ExecutionResult(session=done))
+
+
+@pytest.mark.parametrize("call", [accept_one_more, complete_in_vain])
+async def test_the_cost_of_a_call_does_not_grow_with_the_queue(
+    store: SQLSessionStore, call: Callable[[SQLSessionStore], Awaitable[None]]
+) -> None:
     async def cost() -> int:
         count = 0
 
@@ -198,7 +212,7 @@ async def test_accepting_a_run_costs_the_same_however_long_the_queue_is(store: S
             cursor.connection.set_progress_handler(handler, 1)
 
         await connections(store).write(watch, step)
-        await store.enqueue_run(Run.new(session_id="s"), max_open_runs=100_000)
+        await call(store)
         await connections(store).write(watch, None)
         return count
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -143,18 +144,19 @@ async def test_a_daemon_outlives_a_command_that_exits_by_itself(footprint: Footp
     assert footprint.open_files() == set()
 
 
-async def test_a_daemon_that_holds_the_output_outlives_its_command_too(
-    footprint: Footprint, tmp_path: Path, caplog: pytest.LogCaptureFixture
+async def test_a_daemon_that_holds_the_output_outlives_its_command_and_the_next(
+    footprint: Footprint, tmp_path: Path, caplog: pytest.LogCaptureFixture, new_helpers: None
 ) -> None:
     left = tmp_path / "pid"
-    script = f"setsid -f sh -c 'echo $$ >{left}; sleep 1000'; until test -s {left}; do :; done"
+    script = f"setsid -f sh -c 'echo $$ >{left}; sleep 1000'; until test -s {left}; do sleep 0.01; done"
     async with shell(script, footprint, drain_grace_ms=0) as process:
         await output_of(process)
     assert process.returncode == 0
     daemon = int(left.read_text())
     handle = os.pidfd_open(daemon)
-    os.kill(daemon, 0)  # it is there
-    assert caplog.text == ""  # as it may be
+    await begin_and_leave("echo ready; sleep 1000", footprint)
+    assert select.select([handle], [], [], 0)[0] == []  # it lives
+    assert caplog.text == ""  # as it may
     os.killpg(daemon, signal.SIGKILL)
     await ended(handle)
     assert footprint.open_files() == set()

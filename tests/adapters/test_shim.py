@@ -386,6 +386,21 @@ async def test_where_the_shim_is_killed_its_command_ends_and_nobody_knows_how(fo
     footprint.assert_nothing_is_left()
 
 
+def test_a_process_that_has_got_the_number_of_another_is_not_signalled() -> None:
+    with subprocess.Popen("cat", stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        found = shim._look(process.pid)
+        assert found is not None
+        other = shim._Process(process.pid, b"S", 0, 0, found.started - 1)
+        shim._send(other, signal.SIGKILL)
+        process.stdin.write(b"alive\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == b"alive\n"
+        shim._send(found, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+
+
 async def test_a_shim_that_somebody_has_stopped_is_given_up_in_the_end(
     footprint: Footprint, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

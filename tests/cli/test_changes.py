@@ -165,6 +165,18 @@ async def test_what_a_dead_process_left_is_settled(
     assert await again.communicate() == (b"", b"")
 
 
+def test_only_the_orphans_of_the_session_that_is_named_are_settled(
+    asm: CommandLine, store: tuple[str, str]
+) -> None:
+    async def claimed(opened: SQLSessionStore) -> None:
+        assert await opened.claim_run("ses_aa11") is not None  # and then its store has stopped
+
+    asm.in_store(claimed)
+    assert asm("settle", "ses_aa22", *store).stdout == ""
+    (run,) = json_lines(asm("settle", "ses_aa11", "--json", *store).stdout)
+    assert (run["id"], run["status"]) == ("run_bb11", "failed")
+
+
 # -- sessions
 
 
@@ -191,6 +203,8 @@ def test_a_session_is_deleted_when_that_is_confirmed(asm: CommandLine, store: tu
     assert asm("delete", "ses_aa22", "--yes", *store).returncode == 0
     assert [line.split("\t")[0] for line in asm("sessions", *store).stdout.splitlines()] == ["ses_aa11"]
     assert asm("events", "ses_aa22", *store).returncode == 1
+    assert asm("delete", "ses_aa11", "--yes", *store).returncode == 0  # its run waits, and nobody works on it
+    assert asm("sessions", *store).stdout == ""
 
 
 async def test_a_session_that_is_being_worked_on_is_not_deleted(asm: CommandLine) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, TypeVarTuple, cast
 from asm_runtime import options
 from asm_runtime.actor import GroupActor, Letter
 from asm_runtime.clock import SYSTEM_CLOCK, Clock
-from asm_runtime.errors import ActorStopped, MailboxFull, StoreError
+from asm_runtime.errors import ActorStopped, MailboxFull, StoreError, ValidationError
 from asm_runtime.ids import new_id
 from asm_runtime.observer import observer
 from asm_runtime.ports import ExecutionResult, ExpectedStatus, Order
@@ -21,6 +21,7 @@ from asm_runtime.stores import rules
 from asm_runtime.stores.filters import EventFilter
 from asm_runtime.stores.pace import in_turn, in_turns
 from asm_runtime.stores.sql import operations
+from asm_runtime.stores.sql.calls import CallsUnderWay
 from asm_runtime.stores.sql.outcome import Appended, Deleted, Outcome
 from asm_runtime.stores.sql.paging import Pages
 from asm_runtime.stores.sql.removals import Removals
@@ -80,6 +81,9 @@ class SQLSessionStore(GroupActor):
         busy_timeout_ms: How long to wait for a lock that another process holds.
         lease_ttl_ms: How long a node counts as alive after its last heartbeat, on a server database.
             SQLite needs none: the operating system knows.
+        read_only: Whether to open a SQLite file that is there, and neither write to it nor make a file
+            beside it: whoever may read the file can do that, in a folder that is read-only too. A call
+            that writes is a `ValidationError`, a schema that is not the one needed `MigrationRequired`.
         mailbox_limit: How many writes may wait; then callers are suspended.
         clock: The source of its times and timers.
 
@@ -95,12 +99,17 @@ class SQLSessionStore(GroupActor):
         migrate: bool | None = None,
         busy_timeout_ms: int = 10_000,
         lease_ttl_ms: int = 10_000,
+        read_only: bool = False,
         mailbox_limit: int = 10_000,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         super().__init__(mailbox_limit=mailbox_limit, clock=clock)
         if migrate is not None and not isinstance(migrate, bool):  # pyright: ignore[reportUnnecessaryIsInstance]  # not all callers are checked
             raise options.refused("migrate", migrate, "True, False or None")
+        if not isinstance(read_only, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise options.refused("read_only", read_only, "True or False")
+        if read_only and migrate:
+            raise options.refused("migrate", migrate, "False or None, if read_only")
         options.integer("lease_ttl_ms", lease_ttl_ms, minimum=1)
         self.node_id = new_id("nod_")
         self._database = database_of(
@@ -109,10 +118,12 @@ class SQLSessionStore(GroupActor):
             synchronous=options.choice("synchronous", synchronous, ("FULL", "NORMAL")),
             migrate=migrate is not False,
             busy_timeout_ms=options.integer("busy_timeout_ms", busy_timeout_ms, minimum=0),
+            read_only=read_only,
         )
+        self._is_read_only = read_only
         self._readers = EventWaiters(clock)
         self._watchers = RevisionWaiters(clock)
-        self._calls = _CallsUnderWay()
+        self._calls = CallsUnderWay()
         self._pages = Pages(self._database.reader)
         self._looks_soon = False
         self._sync_bound = False
@@ -130,7 +141,7 @@ class SQLSessionStore(GroupActor):
     async def on_start(self) -> None:
         """Connect, and bring the schema up to date."""
         self._database.changes.listen(self._tell_of_others)
-        if await self._database.open(self.abandon):
+        if await self._database.open(self.abandon) and not self._is_read_only:
             self._removals.begin()
 
     async def on_stop(self) -> None:
@@ -150,14 +161,27 @@ class SQLSessionStore(GroupActor):
 
     async def _known_alive(self, owner: str | None) -> None:
         """See that others take this node for alive, before a run is written that it owns."""
+        self._check_writable()
         if owner == self.node_id and not self._database.liveness.has_joined:
             with await self._under_way():
                 await self._database.liveness.join()
 
+    def _check_writable(self) -> None:
+        if self._is_read_only:
+            raise ValidationError(
+                f"{self._database.name} is open for reading only: `read_only=True`",
+                details={"option": "read_only", "value": True},
+            )
+
     # -- writing
 
     def _write(self, operation: Callable[[Transaction, *Ts], T], *args: *Ts) -> asyncio.Future[T]:
-        """Have an operation run in the next transaction."""
+        """Have an operation run in the next transaction.
+
+        Raises:
+            ValidationError: The store is read-only.
+        """
+        self._check_writable()
         return self.call(cast("Callable[[*Ts], T]", operation), *args)
 
     def handle_group(self, letters: list[Letter]) -> asyncio.Future[None]:
@@ -549,7 +573,7 @@ class SQLSessionStore(GroupActor):
     def _run_revision(self, session_id: str) -> Awaitable[int]:
         return self._database.reader.run_revision(session_id)
 
-    async def _under_way(self) -> _CallsUnderWay:
+    async def _under_way(self) -> CallsUnderWay:
         """Count a call that reads, while it runs: the stop waits for those.
 
         Raises:
@@ -558,28 +582,6 @@ class SQLSessionStore(GroupActor):
         if not self.is_running:
             await self.call(_pay)
         return self._calls
-
-
-class _CallsUnderWay:
-    """How many calls are between their beginning and their end."""
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._none: asyncio.Future[None] | None = None
-
-    def __enter__(self) -> None:
-        self._count += 1
-
-    def __exit__(self, *_: object) -> None:
-        self._count -= 1
-        if not self._count and self._none is not None:
-            self._none.set_result(None)
-
-    async def ended(self) -> None:
-        """Return when all have ended; no more begin."""
-        if self._count:
-            self._none = asyncio.get_running_loop().create_future()
-            await self._none
 
 
 def _look() -> None:

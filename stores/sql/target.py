@@ -11,6 +11,7 @@ from asm_runtime.errors import ValidationError
 from asm_runtime.stores.sql.database import Database
 from asm_runtime.stores.sql.sqlite.connections import Connections, FileConnections, MemoryConnections
 from asm_runtime.stores.sql.sqlite.database import SQLiteDatabase
+from asm_runtime.stores.sql.sqlite.read_only import ReadOnlyConnections
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -23,7 +24,13 @@ _MEMORY = ("", ":memory:")
 
 
 def database_of(
-    target: str | AsyncEngine, *, node_id: str, synchronous: str, migrate: bool, busy_timeout_ms: int
+    target: str | AsyncEngine,
+    *,
+    node_id: str,
+    synchronous: str,
+    migrate: bool,
+    busy_timeout_ms: int,
+    read_only: bool,
 ) -> Database:
     """The database, not opened yet.
 
@@ -31,6 +38,8 @@ def database_of(
         ValidationError: There is no such database, or not in this release.
     """
     if not isinstance(target, str):
+        if read_only:
+            raise _not_read_only("an engine writes as its own connections may")
         return SQLiteDatabase(_of_engine(target, migrate=migrate), node_id)
     scheme, separator, rest = target.partition("://")
     if not separator:
@@ -45,9 +54,19 @@ def database_of(
     except UnicodeEncodeError as error:
         raise _refused(scheme, "its path cannot be encoded") from error
     if path in _MEMORY:
+        if read_only:
+            raise _not_read_only("there is nothing to read in a new database")
         return SQLiteDatabase(MemoryConnections(), node_id)
+    if read_only:
+        return SQLiteDatabase(ReadOnlyConnections(path, busy_timeout_ms=busy_timeout_ms), node_id)
     file = FileConnections(path, synchronous=synchronous, migrate=migrate, busy_timeout_ms=busy_timeout_ms)
     return SQLiteDatabase(file, node_id)
+
+
+def _not_read_only(why: str) -> ValidationError:
+    return ValidationError(
+        f"read_only is for a database file: {why}", details={"option": "read_only", "value": True}
+    )
 
 
 def _refused(scheme: str, why: str) -> ValidationError:

@@ -189,10 +189,15 @@ class Nodes:
             with suppress(OSError):
                 path.unlink()
 
-    def dead(self, node_ids: Iterable[str]) -> list[str]:
-        """Which of those nodes' processes do not hold their lock. The files of the dead are removed."""
+    def dead(self, node_ids: Iterable[str], *, tidy: bool = True) -> list[str]:
+        """Which of those nodes' processes do not hold their lock.
+
+        Args:
+            node_ids: Those.
+            tidy: Whether to remove the files of the dead.
+        """
         self.look()
-        return [node_id for node_id in node_ids if not self._is_alive(node_id)]
+        return [node_id for node_id in node_ids if not self._is_alive(node_id, tidy=tidy)]
 
     def leave_to_parent(self) -> None:
         """See `forks.Inheritable`."""
@@ -220,14 +225,14 @@ class Nodes:
             time.sleep(_RETRY_SECONDS)
         raise StoreUnavailable(f"{path} cannot be locked")
 
-    def _is_alive(self, node_id: str) -> bool:
+    def _is_alive(self, node_id: str, *, tidy: bool) -> bool:
         if node_id == self._node_id:
             return True
         if not _NAME.fullmatch(node_id):
             return False  # no node's name: somebody wrote an owner by hand
         path = self._folder / node_id
         try:
-            descriptor = self._open(path)
+            descriptor = self._open(path) if tidy else self._open(path, access=os.O_RDONLY)
         except FileNotFoundError:
             return False
         except PermissionError:
@@ -235,18 +240,18 @@ class Nodes:
         try:
             if not _lock(descriptor, shared=True):
                 return True
-            if _CAN_REMOVE_OPEN_FILES:
+            if tidy and _CAN_REMOVE_OPEN_FILES:
                 with suppress(OSError):
                     path.unlink()
         finally:
             self._close(descriptor)
-        if not _CAN_REMOVE_OPEN_FILES:
+        if tidy and not _CAN_REMOVE_OPEN_FILES:
             with suppress(OSError):
                 path.unlink()
         return False
 
-    def _open(self, path: Path, flags: int = 0) -> int:
-        descriptor = os.open(path, os.O_RDWR | _NO_LINK | flags, 0o600)
+    def _open(self, path: Path, flags: int = 0, *, access: int = os.O_RDWR) -> int:
+        descriptor = os.open(path, access | _NO_LINK | flags, 0o600)
         self._descriptors.add(descriptor)
         return descriptor
 

@@ -9,7 +9,7 @@ from asm_runtime.cli.exits import ExitCode
 from asm_runtime.cli.log import stored
 from asm_runtime.cli.lookup import find_run, find_session
 from asm_runtime.cli.output import Output, input_text, json_text
-from asm_runtime.cli.store_option import opened
+from asm_runtime.cli.store_option import reading
 from asm_runtime.payload import JsonObject
 from asm_runtime.ports import SessionStore
 from asm_runtime.records import EventType, Run
@@ -20,7 +20,7 @@ __all__ = ["show"]
 async def show(where: str | None, run: str, *, session: str | None, json: bool) -> ExitCode:
     """Print a run: its status, its attempts, its input, and its output or error."""
     output = Output(sys.stdout)
-    async with opened(where, create=False) as store:
+    async with reading(where) as store:
         session_id = None if session is None else await find_session(store, session)
         found = await find_run(store, run, session_id=session_id)
         if json:

@@ -13,7 +13,7 @@ from asm_runtime.cli.exits import ExitCode
 from asm_runtime.cli.log import before_last, following, stored
 from asm_runtime.cli.lookup import find_run, find_session, pages_of_runs, pages_of_sessions
 from asm_runtime.cli.output import Cell, Output, event_rows, message_text, run_cells, session_cells
-from asm_runtime.cli.store_option import opened
+from asm_runtime.cli.store_option import reading
 from asm_runtime.errors import RunNotFound, SessionNotFound
 from asm_runtime.ports import SessionStore
 from asm_runtime.records import Event, Run, Session
@@ -34,7 +34,7 @@ async def list_sessions(
     json: bool,
 ) -> ExitCode:
     """Print sessions, oldest first; with `last` the newest, newest first."""
-    async with opened(where, create=False) as store:
+    async with reading(where) as store:
         pages = pages_of_sessions(store, status=status, agent=agent, limit=limit)
         header = ("SESSION", "STATUS", "AGENT", "CREATED", "TAGS")
         await _print_table(header, _chosen(pages, last=last, since=since), session_cells, json=json)
@@ -52,7 +52,7 @@ async def list_runs(
     json: bool,
 ) -> ExitCode:
     """Print a session's runs in the order of their acceptance; with `last` the newest, newest first."""
-    async with opened(where, create=False) as store:
+    async with reading(where) as store:
         session_id = await find_session(store, session)
         pages = pages_of_runs(store, session_id, status=status, limit=limit)
         header = ("RUN", "STATUS", "ATTEMPT", "CREATED", "SECONDS", "ERROR OR INPUT")
@@ -75,7 +75,7 @@ async def show_events(
 ) -> ExitCode:
     """Print a session's log from a cursor on; with `follow`, go on with what comes."""
     output = Output(sys.stdout)
-    async with opened(where, create=False) as store:
+    async with reading(where) as store:
         session_id = await find_session(store, session)
         filters: dict[str, Any] = {
             "run_id": None if run is None else await _run_id(store, session_id, run),
@@ -114,7 +114,7 @@ async def tail(
     Goes on until it is interrupted or nobody reads it; with a run, until that run has ended.
     """
     output = Output(sys.stdout)
-    async with opened(where, create=False) as store:
+    async with reading(where) as store:
         session_id = await find_session(store, session)
         found = None if run is None else await find_run(store, run, session_id=session_id)
         run_id = None if found is None else found.id
@@ -140,7 +140,7 @@ async def tail(
 async def export(where: str | None, session: str) -> ExitCode:
     """Print all of a session as JSON, one record a line: `{"session": …}`, `{"run": …}`, `{"event": …}`."""
     output = Output(sys.stdout)
-    async with opened(where, create=False) as store:
+    async with reading(where) as store:
         session_id = await find_session(store, session)
         try:
             await output.json([{"session": await store.get_session(session_id)}])

@@ -12,7 +12,7 @@ from pathlib import Path
 from asm_runtime.errors import StoreUnavailable
 from asm_runtime.stores import SQLSessionStore
 
-__all__ = ["checked_url", "make_folder", "opened", "store_url"]
+__all__ = ["checked_url", "make_folder", "opened", "reading", "store_url"]
 
 
 def store_url(option: str | None) -> str:
@@ -33,8 +33,7 @@ async def opened(where: str | None, *, create: bool) -> AsyncGenerator[SQLSessio
 
     Args:
         where: See `store_url`.
-        create: Make the SQLite file, or bring its schema up to date, if need be. A command that
-            only reads does neither: an older schema is a `MigrationRequired`.
+        create: Make the SQLite file, or bring its schema up to date, if need be.
 
     Raises:
         ValidationError: The option names no store.
@@ -42,6 +41,23 @@ async def opened(where: str | None, *, create: bool) -> AsyncGenerator[SQLSessio
     """
     url = checked_url(where, create=create)
     async with SQLSessionStore(url, migrate=create) as store:
+        yield store
+
+
+@asynccontextmanager
+async def reading(where: str | None) -> AsyncGenerator[SQLSessionStore]:
+    """The store that an option names, started for a command that writes nothing and makes no file.
+
+    Args:
+        where: See `store_url`.
+
+    Raises:
+        ValidationError: The option names no store.
+        StoreUnavailable: The SQLite file is not there.
+        MigrationRequired: It has another schema.
+    """
+    url = checked_url(where, create=False)
+    async with SQLSessionStore(url, read_only=_file(url) is not None) as store:
         yield store
 
 
@@ -54,8 +70,8 @@ def checked_url(where: str | None, *, create: bool) -> str:
     """
     url = store_url(where)
     SQLSessionStore(url)  # refuses what names no store, without showing its password
-    file = Path(url.partition(":///")[2])
-    if file.name and file.name != ":memory:":
+    file = _file(url)
+    if file is not None:
         if create and file == _own_file():
             _make_private(file)
         elif create:
@@ -63,6 +79,12 @@ def checked_url(where: str | None, *, create: bool) -> str:
         elif not file.exists():
             raise StoreUnavailable(f"there is no store at {_shown(file)}; `asm-runtime run` makes one")
     return url
+
+
+def _file(url: str) -> Path | None:
+    """The file of a store; None: it is in memory."""
+    file = Path(url.partition(":///")[2])
+    return file if file.name and file.name != ":memory:" else None
 
 
 def make_folder(folder: Path, *, mode: int = 0o777) -> None:

@@ -70,6 +70,22 @@ def test_sessions_can_be_filtered(
     assert [row[0] for row in fields(asm("sessions", *arguments, *store).stdout)] == listed
 
 
+@pytest.mark.parametrize(
+    "arguments", [*READERS[:3], ("export", "s"), ("show", "r1"), ("tail", "s", "--run", "r1")]
+)
+def test_a_command_that_reads_makes_and_changes_no_file(
+    asm: CommandLine, store: tuple[str, str], arguments: tuple[str, ...]
+) -> None:
+    def files() -> dict[str, tuple[int, int]]:
+        return {
+            str(path): (path.lstat().st_mtime_ns, path.lstat().st_size) for path in asm.folder.rglob("*")
+        } | {"": (asm.folder.stat().st_mtime_ns, 0)}
+
+    before = files()
+    assert asm(*arguments, *store).returncode == 0
+    assert files() == before
+
+
 def test_sessions_as_json_are_whole_records(asm: CommandLine, store: tuple[str, str]) -> None:
     first = json_lines(asm("sessions", "--json", *store).stdout)[0]
     assert Session.from_dict(first).tags == ["a", "b"]

@@ -1163,6 +1163,19 @@ async def test_a_handler_that_calls_its_own_actor_does_not_overtake_those_who_wa
     assert actor.notes == [0, "cannot wait", 1, 2, "own"]
 
 
+async def test_who_waits_for_room_is_let_in_when_a_coroutine_handler_begins() -> None:
+    actor = await Recorder(mailbox_limit=1).start()
+    busy = actor.call(actor.note_later, "the busy one")
+    casting = asyncio.ensure_future(actor.cast(actor.note, 1))
+    await actor.busy.wait()
+    await turns()
+    assert casting.done()
+    actor.gate.set()
+    await busy
+    await actor.stop()
+    assert actor.notes == [1]
+
+
 class Spreader(Recorder):
     """Sets others going from inside a plain handler; an eager task begins right there."""
 

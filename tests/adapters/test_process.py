@@ -16,6 +16,7 @@ import uvloop
 from asm_runtime.adapters.process import ProcessGroup, Stream
 from asm_runtime.errors import ProviderError, ProviderUnavailable, ValidationError
 from asm_runtime.testing import JumpingClock
+from asm_runtime.tasks import start_task
 from tests.adapters.conftest import Footprint
 
 IGNORES_INTERRUPT_AND_TERMINATE = "trap '' INT TERM; echo ready; while :; do sleep 1000; done"
@@ -138,7 +139,7 @@ async def test_a_system_that_is_out_of_files_is_worth_another_try(footprint: Foo
     outcomes: list[BaseException | None] = []
     await work()  # helpers have the limits that held when the first was started
     for room in range(12):
-        working = asyncio.create_task(work())
+        working = start_task(work())  # it begins under the limit
         resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) - 1 + room, hard))
         await asyncio.wait([working])
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

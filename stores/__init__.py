@@ -9,14 +9,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from asm_runtime.stores.artifacts.files import FileArtifactStore
+from asm_runtime.stores.composite import CompositeSessionStore
 from asm_runtime.stores.memory import InMemorySessionStore
+from asm_runtime.stores.memory_artifacts import InMemoryArtifactRegistry
 
 if TYPE_CHECKING:
     from asm_runtime.stores.sql import SQLSessionStore
+    from asm_runtime.stores.sql.artifacts import ArtifactRegistry
 
-__all__ = ["FileArtifactStore", "InMemorySessionStore", "SQLSessionStore"]
+__all__ = [
+    "ArtifactRegistry",
+    "CompositeSessionStore",
+    "FileArtifactStore",
+    "InMemoryArtifactRegistry",
+    "InMemorySessionStore",
+    "SQLSessionStore",
+]
 
-_ON_DEMAND = {"SQLSessionStore": "asm_runtime.stores.sql"}
+_ON_DEMAND = {
+    "ArtifactRegistry": "asm_runtime.stores.sql.artifacts",
+    "SQLSessionStore": "asm_runtime.stores.sql",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -28,6 +28,7 @@ from asm_runtime.records import (
 )
 from asm_runtime.stores import rules
 from asm_runtime.stores.filters import EventFilter
+from asm_runtime.stores.memory_artifact_rows import ArtifactRows
 from asm_runtime.stores.memory_log import EventLog
 from asm_runtime.stores.memory_runs import RunQueue
 from asm_runtime.stores.pace import FEW, in_turn, in_turns, paced
@@ -60,6 +61,8 @@ class InMemorySessionStore(Actor):
         self._order: list[tuple[datetime, str]] = []
         """The session rows, oldest first."""
         self._sessions_of_runs: dict[str, tuple[str, ...]] = {}
+        self.artifacts = ArtifactRows()
+        """For `InMemoryArtifactRegistry`, which reads and changes them in handlers of this store."""
         self._revision = 0
         """Of the latest change of any run; one for all sessions, so that it grows across deletions."""
         self._deletion = 0
@@ -151,6 +154,7 @@ class InMemorySessionStore(Actor):
             self._revision += 1
             self._deletion = self._revision
             self._watchers.changed(session_id, self._revision)
+        self.artifacts.forget(session_id)
         self._readers.deleted(session_id)
         self._watchers.deleted(session_id)
 

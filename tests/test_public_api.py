@@ -16,10 +16,13 @@ CONTRACT = {
         "SessionSupervisor errors"
     ),
     "asm_runtime.ports": (
-        "ArtifactStore Capability ExecutionResult Fence Maintenance ProviderAdapter ProviderResult QueryAPI "
-        "RunContext RunResult ServerStatus SessionStore"
+        "ArtifactStats ArtifactStore BlobInfo Capability ExecutionResult Fence Maintenance ProviderAdapter "
+        "ProviderResult QueryAPI RunContext RunResult ServerStatus SessionStore"
     ),
-    "asm_runtime.stores": "InMemorySessionStore SQLSessionStore",
+    "asm_runtime.stores": (
+        "ArtifactRegistry CompositeSessionStore FileArtifactStore InMemoryArtifactRegistry "
+        "InMemorySessionStore SQLSessionStore"
+    ),
     "asm_runtime.adapters": "ScriptedAdapter ShellAdapter",
     "asm_runtime.actor": "Actor Supervisor",
     "asm_runtime.run_options": "RunOptionArgs",

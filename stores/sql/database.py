@@ -13,7 +13,9 @@ from typing import Protocol, TypeAlias
 
 import msgspec
 
-from asm_runtime.records import Event, Run, RunStatus, Session, SessionStatus
+from asm_runtime.ports import ArtifactStats
+from asm_runtime.records import Artifact, Event, Run, RunStatus, Session, SessionStatus
+from asm_runtime.stores.artifact_rules import RowFilter
 from asm_runtime.stores.filters import EventFilter
 from asm_runtime.stores.sql.outcome import Outcome, Request
 
@@ -178,6 +180,22 @@ class Reader(Protocol):
 
     def removals(self, past: str, limit: int) -> Awaitable[list[str]]:
         """Deleted sessions that have left something, in the order of their ids, past an id."""
+        ...
+
+    def artifact(self, key: str) -> Awaitable[Artifact]:
+        """The live row of an artifact that has a key.
+
+        Raises:
+            ArtifactNotFound: There is none.
+        """
+        ...
+
+    def artifacts(self, filter: RowFilter, limit: int) -> Awaitable[list[Artifact]]:
+        """The first rows that a filter wants, at most `limit`."""
+        ...
+
+    def artifact_stats(self, session_id: str) -> Awaitable[ArtifactStats]:
+        """The live rows of a session, counted."""
         ...
 
 

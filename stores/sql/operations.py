@@ -11,8 +11,18 @@ from typing import TypeVar
 
 from asm_runtime.errors import AsmError, StoreError
 from asm_runtime.ports import ExecutionResult
-from asm_runtime.records import OPEN_RUN_STATUSES, Event, Fence, Run, RunStatus, Session, SessionStatus
+from asm_runtime.records import (
+    OPEN_RUN_STATUSES,
+    Artifact,
+    Event,
+    Fence,
+    Run,
+    RunStatus,
+    Session,
+    SessionStatus,
+)
 from asm_runtime.stores import rules
+from asm_runtime.stores.artifact_rules import Replaced, check_registration
 from asm_runtime.stores.sql.rows import EventRow, run_of
 from asm_runtime.stores.sql.transaction import Transaction
 
@@ -20,9 +30,11 @@ __all__ = [
     "append",
     "append_all",
     "claim_run",
+    "delete_artifact",
     "delete_session",
     "enqueue_run",
     "flush",
+    "register_artifact",
     "release_run",
     "remove_left",
     "save_run",
@@ -217,3 +229,22 @@ def _write_run(transaction: Transaction, run: Run, stored: RunStatus | None) -> 
     transaction.save_run(run)
     opened = (run.status in OPEN_RUN_STATUSES) - (stored in OPEN_RUN_STATUSES)
     transaction.run_changed(run.session_id, opened=opened)
+
+
+def register_artifact(transaction: Transaction, row: Artifact, replace: Replaced) -> Artifact:
+    """Store the row of an artifact, in the place of the live one that has its key or not."""
+    live = transaction.live_artifact(row.key)
+    known = check_registration(row, transaction.artifact(row.id), live, replace)
+    if known is not None:
+        return known
+    if live is not None:
+        transaction.delete_artifact(live.id)
+    transaction.insert_artifact(row)
+    return row
+
+
+def delete_artifact(transaction: Transaction, key: str, id: str | None) -> None:
+    """Delete the live row of a key softly; with an id, only that one."""
+    live = transaction.live_artifact(key)
+    if live is not None and id in (None, live.id):
+        transaction.delete_artifact(live.id)

@@ -13,7 +13,7 @@ import msgspec
 
 from asm_runtime.errors import StoreError
 from asm_runtime.payload import JsonObject, decode, encode, json_pieces
-from asm_runtime.records import Event, EventType, Run, RunStatus, Session, SessionStatus
+from asm_runtime.records import Artifact, Event, EventType, Run, RunStatus, Session, SessionStatus
 from asm_runtime.stores import rules
 
 __all__ = [
@@ -21,6 +21,8 @@ __all__ = [
     "PLACED_COLUMNS",
     "EventRow",
     "Row",
+    "artifact_of",
+    "artifact_row",
     "drafted",
     "drafted_few",
     "event_of",
@@ -292,6 +294,49 @@ def run_of(row: Sequence[Any]) -> Run:
             f"run {row[1]} of session {row[0]} cannot be read: {error}",
             details={"session_id": row[0], "run_id": row[1]},
         ) from error
+
+
+def artifact_row(artifact: Artifact) -> Row:
+    """An artifact's columns, in the order of its fields."""
+    return (
+        artifact.id,
+        artifact.session_id,
+        artifact.run_id,
+        artifact.key,
+        artifact.content_type,
+        artifact.byte_size,
+        artifact.checksum_sha256,
+        artifact.storage_backend,
+        artifact.storage_ref,
+        encode(artifact.metadata).decode(),
+        text_of(artifact.created_at),
+        _optional_text(artifact.deleted_at),
+    )
+
+
+def artifact_of(row: Sequence[Any]) -> Artifact:
+    """The artifact of such a row.
+
+    Raises:
+        StoreError: The row holds what this release cannot read; names it.
+    """
+    try:
+        return Artifact(
+            id=row[0],
+            session_id=row[1],
+            run_id=row[2],
+            key=row[3],
+            content_type=row[4],
+            byte_size=row[5],
+            checksum_sha256=row[6],
+            storage_backend=row[7],
+            storage_ref=row[8],
+            metadata=decode(row[9]),
+            created_at=datetime.fromisoformat(row[10]),
+            deleted_at=_optional_time(row[11]),
+        )
+    except (ValueError, TypeError, msgspec.DecodeError) as error:
+        raise StoreError(f"artifact {row[0]} cannot be read: {error}", details={"id": row[0]}) from error
 
 
 def _optional_text(at: datetime | None) -> str | None:

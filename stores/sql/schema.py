@@ -213,7 +213,16 @@ artifacts = Table(
     Column("created_at", TIME, nullable=False),
     Column("deleted_at", TIME),
     PrimaryKeyConstraint("id"),
-    Index("asm_artifacts_session_id", "session_id"),
+    # The order of list_artifacts is (created_at, id): each of these reads a page as one range.
+    Index("asm_artifacts_created_at", "created_at", "id"),
+    Index("asm_artifacts_session_id", "session_id", "created_at", "id"),
+)
+_index_of_some(
+    "asm_artifacts_run_id",
+    artifacts.c.run_id,
+    artifacts.c.created_at,
+    artifacts.c.id,
+    where=artifacts.c.run_id.is_not(None),
 )
 # A key can be taken again after its artifact was deleted softly.
 _index_of_some("asm_artifacts_key", artifacts.c.key, unique=True, where=artifacts.c.deleted_at.is_(None))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Protocol
 
-from asm_runtime.records import Event, Fence, Run, Session
+from asm_runtime.records import Artifact, Event, Fence, Run, Session
 from asm_runtime.stores.sql.rows import EventRow, Row
 
 __all__ = ["Transaction"]
@@ -69,6 +69,14 @@ class Transaction(Protocol):
         """
         ...
 
+    def artifact(self, id: str) -> Artifact | None:
+        """A row of an artifact, deleted softly or not."""
+        ...
+
+    def live_artifact(self, key: str) -> Artifact | None:
+        """The live row that has a key."""
+        ...
+
     # -- what is written
 
     def append(self, batches: Sequence[Sequence[EventRow]]) -> list[list[Event]]:
@@ -117,4 +125,12 @@ class Transaction(Protocol):
 
         How much one transaction removes is bounded, whatever the number of sessions.
         """
+        ...
+
+    def insert_artifact(self, artifact: Artifact) -> None:
+        """Store a row of an artifact; neither its id nor, among the live ones, its key is there."""
+        ...
+
+    def delete_artifact(self, id: str) -> None:
+        """Delete a row softly, now."""
         ...

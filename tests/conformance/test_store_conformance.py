@@ -10,7 +10,13 @@ from sqlalchemy import NullPool
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from asm_runtime.clock import Clock
-from asm_runtime.stores import InMemorySessionStore, SQLSessionStore
+from asm_runtime.stores import (
+    ArtifactRegistry,
+    CompositeSessionStore,
+    FileArtifactStore,
+    InMemorySessionStore,
+    SQLSessionStore,
+)
 from asm_runtime.testing.store_conformance import SessionStoreConformance, SharedDataConformance
 
 
@@ -56,3 +62,16 @@ class TestSQLiteEngineInMemory(SharedDataConformance, SessionStoreConformance):
 
     def new_store(self, clock: Clock, place: Path) -> SQLSessionStore:
         return SQLSessionStore(self.engine, clock=clock)
+
+
+class TestComposite(SharedDataConformance, SessionStoreConformance):
+    """Of a file, with artifacts and their rows beside it."""
+
+    def new_store(self, clock: Clock, place: Path) -> CompositeSessionStore:
+        sessions = SQLSessionStore(f"sqlite:///{place}/asm.db", clock=clock)
+        return CompositeSessionStore(
+            sessions=sessions,
+            artifacts=FileArtifactStore(place / "blobs"),
+            registry=ArtifactRegistry(sessions),
+            clock=clock,
+        )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Collection
 
-from asm_runtime.records import Run, RunStatus, Session, SessionStatus
+from asm_runtime.ports import ArtifactStats
+from asm_runtime.records import Artifact, Run, RunStatus, Session, SessionStatus
+from asm_runtime.stores.artifact_rules import RowFilter
 from asm_runtime.stores.filters import EventFilter
 from asm_runtime.stores.sql.database import Page
-from asm_runtime.stores.sql.sqlite import reading
+from asm_runtime.stores.sql.sqlite import artifact_rows, reading
 from asm_runtime.stores.sql.sqlite.connections import Connections
 
 __all__ = ["Reader"]
@@ -93,3 +95,15 @@ class Reader:
     def removals(self, past: str, limit: int) -> Awaitable[list[str]]:
         """See the protocol."""
         return self._read(reading.removals, past, limit)
+
+    def artifact(self, key: str) -> Awaitable[Artifact]:
+        """See the protocol."""
+        return self._read(artifact_rows.get, key)
+
+    def artifacts(self, filter: RowFilter, limit: int) -> Awaitable[list[Artifact]]:
+        """See the protocol."""
+        return self._read(artifact_rows.page, filter, limit)
+
+    def artifact_stats(self, session_id: str) -> Awaitable[ArtifactStats]:
+        """See the protocol."""
+        return self._read(artifact_rows.stats, session_id)

@@ -16,12 +16,14 @@ from typing import Any, Protocol, TypeAlias, cast
 from msgspec.structs import force_setattr
 
 from asm_runtime.payload import decode, encode
-from asm_runtime.records import Event, Fence, Run, Session
+from asm_runtime.records import Artifact, Event, Fence, Run, Session
 from asm_runtime.stores.sql.outcome import Appended, Deleted, Effect, RunsChanged
 from asm_runtime.stores.sql.rows import (
     EVENT_COLUMNS,
     EventRow,
     Row,
+    artifact_of,
+    artifact_row,
     events_of,
     own_copy,
     run_of,
@@ -30,7 +32,7 @@ from asm_runtime.stores.sql.rows import (
     session_row,
     text_of,
 )
-from asm_runtime.stores.sql.sqlite import statements
+from asm_runtime.stores.sql.sqlite import artifact_statements, statements
 from asm_runtime.stores.sql.sqlite.insertion import INSERT_EVENT, INSERT_SIZES, insertion
 
 __all__ = ["Cursor", "SQLiteTransaction", "append_alone"]
@@ -241,6 +243,24 @@ class SQLiteTransaction:
         else:
             facts = self.row(statements.CLAIM_ONE_FACTS, session_id, max_running, run_id)
         return None if facts is None else (facts[0], facts[1], facts[2:])
+
+    def artifact(self, id: str) -> Artifact | None:
+        """See `Transaction`."""
+        row = self.row(artifact_statements.ARTIFACT_OF_ID, id)
+        return None if row is None else artifact_of(row)
+
+    def live_artifact(self, key: str) -> Artifact | None:
+        """See `Transaction`."""
+        row = self.row(artifact_statements.LIVE_ARTIFACT, key)
+        return None if row is None else artifact_of(row)
+
+    def insert_artifact(self, artifact: Artifact) -> None:
+        """See `Transaction`."""
+        self.write(artifact_statements.INSERT_ARTIFACT, artifact_row(artifact))
+
+    def delete_artifact(self, id: str) -> None:
+        """See `Transaction`."""
+        self.write(artifact_statements.DELETE_ARTIFACT, (text_of(self.now), id))
 
     def save_session(self, session: Session) -> None:
         """See `Transaction`."""

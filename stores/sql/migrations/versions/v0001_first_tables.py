@@ -182,7 +182,14 @@ def _create_artifacts(op: Operations) -> None:
         sa.Column("deleted_at", TEXT),
         sa.PrimaryKeyConstraint("id"),
     )
-    op.create_index("asm_artifacts_session_id", "asm_artifacts", ["session_id"])
+    op.create_index("asm_artifacts_created_at", "asm_artifacts", ["created_at", "id"])
+    op.create_index("asm_artifacts_session_id", "asm_artifacts", ["session_id", "created_at", "id"])
+    op.create_index(
+        "asm_artifacts_run_id",
+        "asm_artifacts",
+        ["run_id", "created_at", "id"],
+        **_partial("run_id IS NOT NULL"),
+    )
     op.create_index(
         "asm_artifacts_key", "asm_artifacts", ["key"], unique=True, **_partial("deleted_at IS NULL")
     )

@@ -23,7 +23,7 @@ from asm_runtime.stores.filters import EventFilter
 from asm_runtime.stores.sql import paging
 from asm_runtime.stores.sql.database import Page
 from asm_runtime.stores.sql.rows import event_row
-from asm_runtime.stores.sql.sqlite import opening, reading, statements
+from asm_runtime.stores.sql.sqlite import artifact_statements, opening, reading, statements
 from asm_runtime.stores.sql.sqlite.transaction import Cursor
 from tests.stores.sql.sqlite.inside import connections
 
@@ -63,8 +63,20 @@ ONE_ROW = {
     for name, statement in vars(statements).items()
     if name.isupper() and isinstance(statement, str) and not name.startswith("_")
 }
+ARTIFACTS = {
+    name: statement
+    for name, statement in vars(artifact_statements).items()
+    if name.isupper() and not name.startswith("_") and not name.startswith("INSERT")
+}
 PLANNED = {
     **ONE_ROW,
+    **ARTIFACTS,
+    **{
+        f"list_artifacts {by_session} {by_run} {deleted}": artifact_statements.list_artifacts(
+            by_session=by_session, by_run=by_run, include_deleted=deleted
+        )
+        for by_session, by_run, deleted in product((False, True), repeat=3)
+    },
     **{f"DELETE_SESSION {index}": one for index, one in enumerate(statements.DELETE_SESSION)},
     **{f"{form.__name__} {name}": form(query) for form in FORMS for name, query in QUERIES.items()},
     **{f"reach {name}": statements.reach(query) for name, query in QUERIES.items() if not query.is_exact},
@@ -147,6 +159,12 @@ def test_every_statement_goes_by_an_index_and_sorts_nothing(empty: sqlite3.Conne
         ("list_sessions 3 2 sizes", "asm_sessions_status (status=? AND (created_at,id)>"),
         ("list_orphans False", "asm_runs_running ((session_id,position)>"),
         ("list_orphans True", "(session_id=? AND status=? AND position>?)"),
+        ("list_artifacts False False False", "asm_artifacts_created_at ((created_at,id)>"),
+        ("list_artifacts True False False", "asm_artifacts_session_id (session_id=? AND (created_at,id)>"),
+        ("list_artifacts True True True", "asm_artifacts_session_id (session_id=? AND (created_at,id)>"),
+        ("list_artifacts False True False", "asm_artifacts_run_id (run_id=? AND (created_at,id)>"),
+        ("LIVE_ARTIFACT", "asm_artifacts_key (key=?)"),
+        ("ARTIFACT_STATS", "asm_artifacts_session_id (session_id=?)"),
         ("OWNERS", "asm_runs_running"),
         ("CLAIM_FIRST_FACTS", "asm_runs_queue (session_id=? AND status=? AND position>?)"),
         ("FIND_RUN", "asm_runs_id (id=?)"),
@@ -163,10 +181,9 @@ async def test_every_index_is_the_way_of_a_statement(empty: sqlite3.Connection) 
     """Each costs pages with every row that is written."""
     ways = " ".join(step for name in PLANNED for step in plan_of(empty, name))
     indexes = {name for (name,) in empty.execute("SELECT name FROM sqlite_master WHERE type = 'index'")}
-    keys_alone = {"asm_artifacts_key"}
     assert {
         name for name in indexes if f"INDEX {name} " not in f"{ways} " and "_autoindex_" not in name
-    } == keys_alone
+    } == set()
 
 
 def read_page(cursor: Cursor, session_id: str = "s", **filter: Any) -> Page:

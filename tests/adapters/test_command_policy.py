@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from asm_runtime.adapters.command_policy import CommandPolicy, Launch
+from asm_runtime.adapters.command_policy import CommandPolicy, Launch, resolved
 from asm_runtime.errors import PolicyViolation, ProviderError, ValidationError
 
 
@@ -443,3 +443,11 @@ def test_a_word_does_not_become_more_than_one_on_its_way_through_the_shell(tmp_p
     printed = subprocess.run(launch.argv, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     assert printed.splitlines() == hostile
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_cannot_be_executed_is_passed_over(tmp_path: Path) -> None:
+    for folder, mode in (("first", 0o644), ("second", 0o755)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "tool").touch(mode)
+    path = f"{tmp_path}/first:{tmp_path}/second"
+    assert resolved("tool", path=path, cwd="/") == f"{tmp_path}/second/tool"

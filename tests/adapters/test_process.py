@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from asm_runtime.adapters.process import ProcessGroup, Stream
+from asm_runtime.adapters.process import ProcessGroup, Stream, on_a_thread
 from asm_runtime.errors import ProviderError, ProviderUnavailable, ValidationError
 from asm_runtime.testing import JumpingClock
 from asm_runtime.tasks import start_task
@@ -325,6 +326,27 @@ async def test_cancelled_while_it_is_started_nothing_is_left(footprint: Footprin
         with pytest.raises(asyncio.CancelledError):
             await task
         assert footprint.processes() == []
+
+
+async def test_what_a_thread_opens_for_a_cancelled_caller_is_given_back() -> None:
+    loop = asyncio.get_running_loop()
+    working: asyncio.Future[None] = loop.create_future()
+    go_on = threading.Event()
+    given_back: list[str] = []
+
+    def work() -> str:
+        loop.call_soon_threadsafe(working.set_result, None)
+        go_on.wait()
+        return "opened"
+
+    task = asyncio.create_task(on_a_thread(work, unwanted=given_back.append))
+    await working
+    task.cancel()
+    await asyncio.sleep(0)
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert given_back == ["opened"]
 
 
 async def test_cancelled_while_a_start_fails_it_is_cancelled(footprint: Footprint) -> None:

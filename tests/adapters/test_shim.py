@@ -386,6 +386,22 @@ async def test_where_the_shim_is_killed_its_command_ends_and_nobody_knows_how(fo
     footprint.assert_nothing_is_left()
 
 
+async def test_a_shim_stays_in_no_directory(footprint: Footprint, tmp_path: Path) -> None:
+    async with shell("echo ready; sleep 1000", footprint, cwd=str(tmp_path), interrupt_grace_ms=0) as process:
+        assert os.readlink(f"/proc/{process.pid}/cwd") == str(tmp_path)
+        assert os.readlink(f"/proc/{parent_of(process.pid)}/cwd") == "/"
+
+
+def test_a_program_may_have_any_name(tmp_path: Path) -> None:
+    program = tmp_path / ") S 1 (x"
+    program.symlink_to("/bin/sleep")
+    with subprocess.Popen([program, "1000"]) as process:
+        found = shim._look(process.pid)
+        process.kill()
+    assert found is not None
+    assert (found.parent, found.session) == (os.getpid(), os.getsid(0))
+
+
 def test_a_process_that_has_got_the_number_of_another_is_not_signalled() -> None:
     with subprocess.Popen("cat", stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None

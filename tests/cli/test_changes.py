@@ -126,6 +126,20 @@ def test_a_run_is_shown_with_its_output(asm: CommandLine) -> None:
     assert "completed" in shown
 
 
+def test_a_run_is_shown_with_an_output_that_is_no_text_and_its_cost(
+    asm: CommandLine, store: tuple[str, str]
+) -> None:
+    async def done(opened: SQLSessionStore) -> None:
+        run = await opened.claim_run("ses_aa11")
+        assert run is not None
+        ended = run.with_status("completed").replace(output={"answer": True}, cost_usd=0.25)
+        await opened.save_run(ended)
+
+    asm.in_store(done)
+    shown = asm("show", "run_bb11", *store).stdout
+    assert shown.endswith('\ncost\t0.25 USD\nattempt\t1\ninput\nwait\noutput\n{"answer":true}\n')
+
+
 def test_a_run_that_waits_is_cancelled(asm: CommandLine, store: tuple[str, str]) -> None:
     done = asm("cancel", "run_bb11", *store)
     assert (done.returncode, done.stdout.split("\t")[:2]) == (0, ["run_bb11", "cancelled"])

@@ -451,3 +451,11 @@ def test_a_file_that_cannot_be_executed_is_passed_over(tmp_path: Path) -> None:
         (tmp_path / folder / "tool").touch(mode)
     path = f"{tmp_path}/first:{tmp_path}/second"
     assert resolved("tool", path=path, cwd="/") == f"{tmp_path}/second/tool"
+
+
+def test_a_directory_of_path_may_end_with_a_slash(programs: Programs) -> None:
+    policy = CommandPolicy(None, ["rm"])
+    launch = policy.of_script(
+        f"{programs.path}/cat a; cat b", path=f"{programs.path}/", cwd=str(programs.cwd)
+    )
+    assert launch.argv[-1].count(f"{programs.path}/cat") == 2

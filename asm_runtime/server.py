@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, TypedDict, Unpack, cast
@@ -180,10 +179,7 @@ class SessionServer(Actor):
         stored = stored_options("submit_run", run_options, self._default_run_options)
         known_id = None if run_id is None else options.identifier("run_id", run_id)
         run = self.manager.new_run(self.session_id, input, run_id=known_id, run_options=stored)
-        # The run's trace belongs to its submitter's.
-        context = contextvars.copy_context()
-        callbacks = callbacks_of(run_options)
-        return await self.call_deferred(self._submit, run, known_id is not None, callbacks, context)
+        return await self.call_deferred(self._submit, run, known_id is not None, callbacks_of(run_options))
 
     def _submit(
         self,
@@ -191,14 +187,13 @@ class SessionServer(Actor):
         run: Run,
         may_be_known: bool,
         callbacks: Sequence[EventCallback],
-        context: contextvars.Context,
     ) -> None:
         is_draining = self._draining
         if is_draining and not may_be_known:
             raise self._refusal_to_take()
         submission = self._dispatcher.queue.submitting(run, callbacks)  # a drain waits for it from now on
         work = self._submitted(reply, run, submission, is_draining)
-        task = self._answers_here().find(reply, work, context=context)
+        task = self._answers_here().find(reply, work)
         # Whether or not the task has run at all.
         task.add_done_callback(lambda _: self._dispatcher.answered(submission))
 

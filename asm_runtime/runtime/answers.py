@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 from collections.abc import Coroutine
 from functools import partial
 from typing import Any
@@ -36,7 +35,6 @@ class Answers:
         reply: asyncio.Future[Any],
         work: Coroutine[Any, Any, None],
         *,
-        context: contextvars.Context | None = None,
         is_seen_through: bool = False,
     ) -> asyncio.Task[None]:
         """Have a task do the work, which answers the reply, now or later. Plain.
@@ -45,10 +43,9 @@ class Answers:
             reply: Is told what the work raises. When it is done, its caller gone or the server at its
                 end, the task is cancelled.
             work: What is to be done.
-            context: What it runs in; None: a copy of the current one.
             is_seen_through: Whether it goes on when its caller does not wait any longer.
         """
-        task = start_task(work, context=context)
+        task = start_task(work)
         self._tasks.add(task)
         task.add_done_callback(partial(self._ended, reply))
         if is_seen_through:

@@ -130,6 +130,26 @@ async def test_what_an_adapter_reports_while_it_is_cancelled_is_stored(store: Se
         assert [str(event.type) for event in log][-2:] == ["tool_call_failed", "run_cancelled"]
 
 
+async def test_a_run_that_starts_while_it_is_cancelled_is_cancelled_here(store: SessionStore) -> None:
+    faulty = FaultyStore(store)
+    first, second = Gate(), Gate()
+    adapter = ScriptedAdapter(scripts=[[first], [second]])
+    async with await open_server(faulty, adapter) as server:
+        await server.submit_run({})
+        queued = await server.submit_run({})
+        await first.reached()
+        faulty.hanging.add("get_run")
+        cancelling = asyncio.create_task(server.cancel_run(queued))
+        await until(lambda: faulty.calls["get_run"])
+        first.open()
+        await second.reached()
+        faulty.heal()
+        await cancelling
+        assert (await store.get_run(queued)).status == RunStatus.CANCELLED
+        assert adapter.cancel_calls == [queued]
+        assert server.status().in_flight_runs == []
+
+
 # -- before the adapter
 
 

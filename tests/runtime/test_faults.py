@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -227,44 +228,95 @@ async def test_orphans_that_nobody_rings_for_are_found_in_time(store: SessionSto
 
 
 async def test_an_idle_server_asks_the_store_for_nothing(store: SessionStore) -> None:
+    """But for the look at all the store's orphans, of all the servers together."""
     faulty, clock = FaultyStore(store), JumpingClock()
-    async with await open_server(faulty, ScriptedAdapter(), clock=clock):
-        await until(lambda: faulty.calls["claim_run"] and faulty.calls["wait_for_runs"] == 2)
-        for _ in range(50):
-            await asyncio.sleep(0)
-        before = dict(faulty.calls)
-        await clock.advance_ms(9_000)
-        changed = {name for name, count in faulty.calls.items() if count != before.get(name, 0)}
-        assert changed <= {"list_runs", "claim_run", "list_orphaned_runs"}
-        assert faulty.calls["wait_for_runs"] == before["wait_for_runs"]
+    async with await open_server(faulty, ScriptedAdapter(), clock=clock) as server:
+        await server.execute_run({})
+        await until(lambda: server._dispatcher._looking is None and not faulty.asked)
+        await clock.advance_ms(2_000)  # the last recount, and the feed's end
+        await until(lambda: not faulty.asked and clock.timers == 1)
+        before = Counter(faulty.calls)
+        await clock.advance_ms(7_000)
+        assert faulty.calls == before
+        await clock.advance_ms(10_000)
+        await until(lambda: faulty.calls != before)
+        assert faulty.calls - before == {"list_orphaned_runs": 1}
 
 
-@pytest.mark.parametrize("turns", range(1, 30))
-async def test_submitting_cancelled_at_any_await_is_done_or_not_begun(
-    store: SessionStore, turns: int
-) -> None:
-    adapter = ScriptedAdapter()
-    async with await open_server(store, adapter) as server:
-        submitting = asyncio.create_task(server.submit_run({"prompt": "x"}, run_id="mine"))
-        for _ in range(turns):
-            await asyncio.sleep(0)
-        submitting.cancel()
-        await asyncio.wait([submitting])
-        await server.submit_run({"prompt": "y"}, run_id="other")
-        # Which of the two it was is settled before the next write is answered.
-        accepted = {run.id for run in await store.list_runs(server.session_id)}
-        assert "mine" in accepted or submitting.cancelled()
-        for run_id in accepted:
-            await server.await_run(run_id)
+async def test_a_store_whose_wait_answers_early_is_asked_again_after_a_pause(store: SessionStore) -> None:
+    faulty: Any = FaultyStore(store)
+    clock = JumpingClock()
+
+    async def at_once(session_id: str, **options: Any) -> int:
+        faulty.calls["at_once"] += 1
+        return 7
+
+    vars(faulty)["wait_for_runs"] = at_once
+    async with await open_server(faulty, ScriptedAdapter(), clock=clock) as server:
+        await until(lambda: faulty.calls["at_once"] == 2)
+        await server.execute_run({})
         for _ in range(100):
             await asyncio.sleep(0)
-        assert {run.id for run in await store.list_runs(server.session_id)} == accepted
-        assert sorted(adapter.started) == sorted(accepted)
-        assert server.status().queued_runs == []
-        assert await server.submit_run({"prompt": "x"}, run_id="mine") == "mine"
+        assert faulty.calls["at_once"] == 2
+        await clock.advance_ms(3_000)
+        assert faulty.calls["at_once"] == 5
+
+
+async def test_submitting_cancelled_at_any_await_is_done_or_not_begun(store: SessionStore) -> None:
+    adapter = ScriptedAdapter()
+    ends: Counter[str] = Counter()
+    async with await open_server(store, adapter, max_queued_runs=1_000) as server:
+        while ends["answered"] < 3:
+            turns = ends.total()
+            run_id = f"run {turns}"
+            submitting = asyncio.create_task(server.submit_run({"prompt": "x"}, run_id=run_id))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            submitting.cancel()
+            await asyncio.wait([submitting])
+            await server.submit_run({"prompt": "y"}, run_id=f"other {turns}")
+            # Which of the two it was is settled before the next write is answered.
+            accepted = {run.id for run in await store.list_runs(server.session_id)}
+            if submitting.cancelled():
+                ends["accepted" if run_id in accepted else "not begun"] += 1
+            else:
+                ends["answered"] += 1
+                assert run_id in accepted
+            await server.submit_run({"prompt": "x"}, run_id=run_id)  # again
+        await server.drain()
+        assert not server._dispatcher.queue._submissions
+        assert ends["not begun"]
+        everything = {run.id for run in await store.list_runs(server.session_id)}
+        assert len(everything) == 2 * ends.total()
+        assert sorted(adapter.started) == sorted(everything)
+
+
+@pytest.mark.parametrize("held", ["get_session", "enqueue_run", "the answer of enqueue_run"])
+async def test_submitting_cancelled_while_the_store_hangs_is_done_or_not_begun(
+    store: SessionStore, held: str
+) -> None:
+    faulty, adapter = FaultyStore(store), ScriptedAdapter([])
+    async with await open_server(faulty, adapter) as server:
+        method = held.removeprefix("the answer of ")
+        before = faulty.calls[method]
+        (faulty.late if method != held else faulty.hanging).add(method)
+        submitting = asyncio.create_task(server.submit_run({}, run_id="mine"))
+        await until(lambda: faulty.calls[method] > before and not faulty.asked)
+        if method != held:
+            await until(lambda: faulty.held[method])
+        submitting.cancel()
+        await asyncio.wait([submitting])
+        assert submitting.cancelled()  # it does not wait for the store
+        await until(lambda: not server._dispatcher.queue.has_own)
+        faulty.heal()
+        accepted = [run.id for run in await store.list_runs(server.session_id)]
+        assert accepted == (["mine"] if method != held else [])
+        await server.submit_run({}, run_id="mine")
         await server.await_run("mine")
-        assert adapter.started.count("mine") == 1
+        assert adapter.started == ["mine"]
+        assert len(await store.list_runs(server.session_id)) == 1
         assert len(await terminal_events(store, server.session_id, "mine")) == 1
+        assert server.status().queued_runs == []
         await server.drain()
 
 

@@ -651,3 +651,30 @@ async def test_each_who_awaits_a_run_has_an_outcome_of_its_own(store: SessionSto
         assert len({id(error) for error in errors}) == 3
         assert {str(error) for error in errors} == {"no"}
         assert {getattr(error, "run_id", None) for error in errors} == {run_id}
+
+
+async def test_when_a_run_is_answered_its_slot_and_its_place_are_free(store: SessionStore) -> None:
+    gate = Gate()
+    async with await open_server(
+        store,
+        ScriptedAdapter(scripts=[[gate], *[[] for _ in range(20)]]),
+        max_concurrent_runs=1,
+        max_queued_runs=3,
+    ) as server:
+
+        async def one(number: int) -> None:
+            run_id = await server.submit_run({"n": number})
+            for _ in range(number * 3):
+                await asyncio.sleep(0)
+            await server.await_run(run_id)
+            status = server.status()
+            assert run_id not in status.in_flight_runs
+            assert run_id not in status.queued_runs
+
+        waiting = [asyncio.create_task(one(number)) for number in range(4)]
+        await gate.reached()
+        await until(lambda: server.status().queued_count == 3)
+        gate.open()
+        await asyncio.gather(*waiting)
+        for number in range(10):
+            await one(number)

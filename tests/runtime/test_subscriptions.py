@@ -367,7 +367,7 @@ async def test_a_reader_that_the_stop_meets_in_its_backfill_gets_all_in_order(st
     """What it was handed live lies beyond what it has still to read."""
     faulty = FaultyStore(store)
     server = await open_server(faulty, ScriptedAdapter())
-    await append(store, server.session_id, 8)
+    await append(store, server.session_id, 18)  # more than the page that is on its way
     subscription = server.subscribe(buffer=5)
     await anext(subscription)
     faulty.hanging.add("get_events")
@@ -379,7 +379,7 @@ async def test_a_reader_that_the_stop_meets_in_its_backfill_gets_all_in_order(st
     subscription.offer(live, lambda: [1] * len(live))
     await server.stop()
     faulty.heal()
-    assert await reading == list(range(2, 14))
+    assert await reading == list(range(2, 24))
 
 
 async def crowd_of(server: SessionServer, count: int, got: Counter[str]) -> list[asyncio.Task[None]]:

@@ -16,8 +16,8 @@ import uvloop
 
 from asm_runtime.adapters.process import ProcessGroup, Stream, on_a_thread
 from asm_runtime.errors import ProviderError, ProviderUnavailable, ValidationError
-from asm_runtime.testing import JumpingClock
 from asm_runtime.tasks import start_task
+from asm_runtime.testing import JumpingClock
 from tests.adapters.conftest import Footprint
 
 IGNORES_INTERRUPT_AND_TERMINATE = "trap '' INT TERM; echo ready; while :; do sleep 1000; done"

@@ -6,8 +6,8 @@ before it has written anything: a refusal needs no rollback.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from asm_runtime.errors import AsmError, StoreError
 from asm_runtime.ports import ExecutionResult
@@ -51,8 +51,14 @@ def append(transaction: Transaction, rows: Sequence[EventRow], fence: Fence | No
     return transaction.append([rows])[0]
 
 
-def byte_size(rows: Sequence[EventRow], fence: Fence | None) -> int:
-    """How much an append writes: its arguments are those of `append`."""
+def byte_size(operation: Callable[..., Any], arguments: tuple[Any, ...]) -> int:
+    """How large the events are that a request writes."""
+    if operation is append:
+        rows: Sequence[EventRow] = arguments[0]
+    elif operation is flush:
+        rows = arguments[1]
+    else:
+        return 0
     return rows[0][8] if len(rows) == 1 else sum([row[8] for row in rows])
 
 

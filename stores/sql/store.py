@@ -255,8 +255,7 @@ class SQLSessionStore(GroupActor):
                 parts.append([])
                 byte_size = 0
             parts[-1].append(letter)
-            if letter[0] is operations.append:
-                byte_size += operations.byte_size(*letter[1])
+            byte_size += operations.byte_size(letter[0], letter[1])
         return parts
 
     def _with_debts(self, letters: list[Letter]) -> list[Letter]:

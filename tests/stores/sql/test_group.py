@@ -163,6 +163,10 @@ async def test_what_came_after_many_bytes_is_written_in_a_transaction_of_its_own
     with observed() as groups:
         await asyncio.gather(*(store.append_events(events(10, data=data)) for _ in range(5)))
     assert groups == [(2, 20), (2, 20), (1, 10)]
+    ends = [ExecutionResult(events=events(10, data=data)) for _ in range(5)]
+    with observed() as groups:
+        await asyncio.gather(*map(store.flush, ends))
+    assert groups == [(2, 20), (2, 20), (1, 10)]
 
 
 async def test_a_huge_batch_is_one_transaction_and_lets_others_take_their_turn(

@@ -20,6 +20,13 @@ class Appended(msgspec.Struct, frozen=True, gc=False):
 
     events: list[Event]
 
+    def by_session(self) -> dict[str, list[Event]]:
+        """Them, apart by session."""
+        sessions: dict[str, list[Event]] = {}
+        for event in self.events:
+            sessions.setdefault(event.session_id, []).append(event)
+        return sessions
+
 
 class RunsChanged(msgspec.Struct, frozen=True, gc=False):
     """A run of the session, or the session's own status, has changed."""

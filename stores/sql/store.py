@@ -297,7 +297,7 @@ class SQLSessionStore(GroupActor):
         self._tell_of_others(outcome.foreign)
         for effect in outcome.effects:
             if isinstance(effect, Appended):
-                for session_id, events in _by_session(effect.events).items():
+                for session_id, events in effect.by_session().items():
                     self._readers.appended(session_id, events)
             elif isinstance(effect, Deleted):
                 self._readers.deleted(effect.session_id)
@@ -324,6 +324,8 @@ class SQLSessionStore(GroupActor):
         changed: Collection[str] | None = ()
         try:
             changed = await self._database.changes.look(self._awaited())
+        except ActorStopped:
+            return  # the store stops, and has answered who waits
         except StoreError as error:
             logger.debug("%r cannot see what others have committed: %s", self, error)
             if not error.retryable:  # whoever waits is told when it reads
@@ -594,10 +596,3 @@ def _look() -> None:
 
 def _pay() -> None:
     """A letter: write what is owed."""
-
-
-def _by_session(events: list[Event]) -> dict[str, list[Event]]:
-    sessions: dict[str, list[Event]] = {}
-    for event in events:
-        sessions.setdefault(event.session_id, []).append(event)
-    return sessions

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, TypeVarTuple
 
-from asm_runtime.errors import StoreUnavailable, ValidationError
+from asm_runtime.errors import ActorStopped, StoreUnavailable, ValidationError
 from asm_runtime.stores.sql import version
 from asm_runtime.stores.sql.sqlite import errors, forks
 from asm_runtime.stores.sql.sqlite.connections import LOOK_SECONDS, READERS
@@ -56,6 +56,7 @@ class ReadOnlyConnections:
         self._view: _View | None = None
         self._left: set[_View] = set()
         """Those that close."""
+        self._closing = False
 
     async def open(self, node_id: str, first: Callable[[Cursor], T]) -> T:
         """See `Connections`."""
@@ -78,6 +79,7 @@ class ReadOnlyConnections:
 
     def close_soon(self) -> None:
         """See `Connections`."""
+        self._closing = True
         if self._view is not None:
             self._leave(self._view)
 
@@ -97,6 +99,8 @@ class ReadOnlyConnections:
 
     async def _read(self, job: Callable[..., T], args: tuple[Any, ...]) -> T:
         for _ in range(TRIES):
+            if self._closing:
+                raise ActorStopped(f"{self.name} has closed")
             if self._view is None:
                 self._view = _View(self._path, self.name, self._busy_timeout_ms)
             view = self._view

@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,11 @@ import pytest
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from asm_runtime import Event, Run, Session
-from asm_runtime.errors import MigrationRequired, StoreError, StoreUnavailable, ValidationError
+from asm_runtime.errors import ActorStopped, MigrationRequired, StoreError, StoreUnavailable, ValidationError
 from asm_runtime.ports import ExecutionResult, Fence
 from asm_runtime.stores import SQLSessionStore
 from tests.stores.sql.conftest import ROOT
+from tests.stores.sql.sqlite.inside import connections
 from tests.stores.sql.test_processes import NewNode
 
 ORDINARY_USER = 65534
@@ -189,6 +191,29 @@ async def test_the_orphans_of_a_node_that_died_are_seen_and_its_file_stays(
         await other.kill()
         assert [run.id for run in await store.list_orphaned_runs()] == ["q"]
     assert await asyncio.to_thread(os.listdir, f"{file}-nodes") == nodes
+
+
+async def test_who_comes_while_it_stops_has_it_opened_no_more(file: str, node: NewNode) -> None:
+    await filled(file)
+    store = await SQLSessionStore(url(file), read_only=True).start()
+    reading = connections(store).read(lambda _: hold())
+    at_work, gate = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        at_work.set()
+        gate.wait()
+
+    task = asyncio.ensure_future(reading)
+    await asyncio.to_thread(at_work.wait)
+    await node()  # and the file is no longer at rest
+    stop = asyncio.ensure_future(store.stop())
+    while connections(store)._view is not None:  # type: ignore[attr-defined]
+        await asyncio.sleep(0)
+    gate.set()
+    with pytest.raises(ActorStopped):
+        await task
+    await stop
+    assert connections(store)._view is None  # type: ignore[attr-defined]
 
 
 async def test_what_is_not_there_is_not_made(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ file when it is executed.
 
 A shell can be talked into anything, so under a list no shell sees a text that came from outside. Only
 plain commands are understood, words and quoted words joined by `|`, `&&`, `||`, `;` or a line break;
-each command's program is checked, and the shell, if one is needed at all, is given the text anew, with
+each command's program is checked, and the shell, if one is needed at all, is given a new text, with
 every word quoted and every program as an absolute path in a directory of `PATH` or of the list.
 Everything else is refused.
 

@@ -463,7 +463,7 @@ class ProcessGroup:
 
 
 async def _end_session(session: int) -> None:
-    """In the place of a shim that somebody killed: end whom it left."""
+    """In the place of a shim that somebody killed: end what it left."""
     loop = asyncio.get_running_loop()
     nothing = os.open(os.devnull, os.O_RDWR)
     try:

@@ -60,7 +60,7 @@ class ArtifactStore(Protocol):
     ) -> Artifact:
         """Store a blob, in the place of the one that has this key.
 
-        Whoever reads meanwhile gets the old one or the new one. When this returns, the new one is as
+        A reader meanwhile gets the old one or the new one. When this returns, the new one is as
         durable as the store promises. A put that fails, is cancelled or is killed leaves the old one,
         and nothing else that `list` shows. Of two puts at once, one is the last.
 

@@ -489,7 +489,7 @@ class SessionServer(Actor):
         self._serving = True
 
     async def on_stop(self) -> None:
-        """Stop claiming, end the runs, bring the subscriptions up to there, release who waits."""
+        """Stop claiming, end the runs, bring the subscriptions up to there, release those who wait."""
         try:
             self._draining = True
             if self._stop_drain_ms:

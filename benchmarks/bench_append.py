@@ -25,7 +25,7 @@ APPENDERS = 256
 
 
 async def append_rate(store: Any, appenders: int, each: int) -> float:
-    """Appends a second, with so many tasks that each await every append."""
+    """Appends a second, with this many tasks that each await every append."""
 
     made = [[event(number) for _ in range(each)] for number in range(appenders)]
 

@@ -69,7 +69,7 @@ async def percentiles(harness: Harness, case: str, variants: Mapping[str, Timed]
 
 
 async def appends(store: Any, appenders: int, each: int) -> list[float]:
-    """Every append of so many tasks, timed by the task that awaits it."""
+    """Every append of this many tasks, timed by the task that awaits it."""
     times: list[float] = []
 
     async def appender(number: int) -> None:

@@ -94,7 +94,7 @@ async def measure(harness: Harness) -> None:
 
 
 async def rate(work: Callable[[int], Awaitable[None]], callers: int, calls: int) -> float:
-    """Calls a second, spread over so many callers."""
+    """Calls a second, spread over this many callers."""
     each = calls // callers
     began = time.perf_counter()
     await asyncio.gather(*(work(each) for _ in range(callers)))

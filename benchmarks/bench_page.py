@@ -57,7 +57,7 @@ async def measure(harness: Harness) -> None:
 
 
 async def compare(harness: Harness, name: str, store: Any, short: int, long: int, pages: int) -> None:
-    """The page behind the middle of the short log, and near the end of the long one."""
+    """The page after the middle of the short log, and near the end of the long one."""
     await harness.compare(
         name,
         {

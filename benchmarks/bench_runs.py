@@ -77,7 +77,7 @@ async def first_and_last(store: Any, runs: int) -> tuple[float, float]:
 
 
 async def start_rate(store: Any, submitters: int, runs: int) -> float:
-    """Runs a second that are taken from a long queue, while so many callers submit to it."""
+    """Runs a second that are taken from a long queue, while this many callers submit to it."""
     async with server_on(store, slots=16) as server:
         await server.manager.pause_session(server.session_id)
         await asyncio.gather(*(server.submit_run({"tokens": 0}) for _ in range(2 * runs)))
@@ -98,7 +98,7 @@ async def _submit_on_and_on(server: SessionServer) -> None:
 
 
 async def _when(ended: Subscription, runs: int) -> float:
-    """When so many more runs have ended."""
+    """When this many more runs have ended."""
     for _ in range(runs):
         await anext(ended)
     return time.perf_counter()

@@ -86,7 +86,7 @@ class RawLog:
         ]  # fmt: skip
 
     def insert(self, rows: list[tuple[object, ...]], per_transaction: int) -> None:
-        """Write rows, so many to a transaction."""
+        """Write rows, this many in a transaction."""
         connection = self.connection
         for first in range(0, len(rows), per_transaction):
             connection.execute("BEGIN IMMEDIATE")

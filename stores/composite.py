@@ -95,7 +95,7 @@ class CompositeSessionStore(Actor):
             self._started = started.pop_all()
 
     async def on_stop(self) -> None:
-        """Answer who waits, let replacements end, and stop what was started."""
+        """Answer those who wait, let replacements end, and stop what was started."""
         for task in self._parked:
             task.cancel()
         if self._registered is not None:

@@ -74,11 +74,11 @@ class InMemorySessionStore(Actor):
         return f"<{type(self).__name__} {self.name or self.node_id}>"
 
     async def on_stop(self) -> None:
-        """Answer who waits."""
+        """Answer those who wait."""
         self._answer_waiters()
 
     def on_crash(self, reason: BaseException) -> None:
-        """Answer who waits."""
+        """Answer those who wait."""
         self._answer_waiters()
 
     def _answer_waiters(self) -> None:
@@ -558,7 +558,7 @@ class InMemorySessionStore(Actor):
 
     def _forget_run(self, run: Run) -> None:
         if self._find_run(run.session_id, run.id) is not None:
-            return  # the session was made anew, with a run of that id
+            return  # the session was made again, with a run of that id
         others = tuple(id for id in self._sessions_of_runs.get(run.id, ()) if id != run.session_id)
         if others:
             self._sessions_of_runs[run.id] = others

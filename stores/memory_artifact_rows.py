@@ -17,7 +17,7 @@ _Age = tuple[datetime, str]
 
 
 class ArtifactRows:
-    """The rows of one store. Plain and synchronous: whoever calls takes turns."""
+    """The rows of one store. Plain and synchronous: callers take turns."""
 
     def __init__(self) -> None:
         self._rows: dict[str, Artifact] = {}

@@ -112,7 +112,7 @@ class EventLog:
             return None
         number = len(self._ids) + 1
         row = _encode((number, event.data, event.metadata, event.correlation_id))
-        self._rows[id] = bytes(memoryview(row))  # the encoder leaves a third of its buffer behind it
+        self._rows[id] = bytes(memoryview(row))  # the encoder leaves a third of its buffer unused
         self._ids.append(id)
         time = _microseconds(event.timestamp)
         self._times.append(time)
@@ -147,7 +147,7 @@ class EventLog:
         return number
 
     def event(self, session_id: str, number: int) -> Event:
-        """The event with that number, made anew."""
+        """The event with that number, made again."""
         id = self._ids[number - 1]
         kind = self._kinds[self._kind_of[number - 1]]
         _, data, metadata, correlation_id = _decode(self._rows[id])

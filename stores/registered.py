@@ -1,7 +1,7 @@
 """Blobs whose keys are rows of a registry: what is put is replaced as one, with its row.
 
 A blob is put under a new name, then its row takes the place of the old one, then the old blob goes. So
-whoever reads by rows gets one version, and a crash leaves at most a blob without a row.
+a reader by rows gets one version, and a crash leaves at most a blob without a row.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ class RegisteredArtifacts:
             for task in self._tasks:
                 task.cancel()
 
-    # -- steps that are done whole, whoever is cancelled
+    # -- steps that are done whole, whatever is cancelled
 
     async def _registered(self, row: Artifact) -> Artifact:
         try:

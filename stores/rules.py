@@ -246,7 +246,7 @@ def check_enqueue(
     """Decide about a run that asks for a place in the queue.
 
     Args:
-        run: Who asks.
+        run: The run that asks.
         stored: The run that has its id in its session.
         session_status: Of the session's row; None: it has none.
         open_runs: How many of its runs are `pending` or `running`.

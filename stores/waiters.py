@@ -30,7 +30,7 @@ __all__ = ["EventWaiter", "EventWaiters", "RevisionWaiter", "RevisionWaiters"]
 
 IN_HAND = 256
 BYTES_IN_HAND = 1024 * 1024
-"""How many new events, and how large ones, are handed to who waits; more they read from the store."""
+"""How many new events, and how large ones, are handed to one that waits; more it reads from the store."""
 
 TOLD_AT_ONCE = 64
 """How many are told before the loop turns: each then has something to do."""
@@ -327,7 +327,7 @@ class _Batch:
 
 
 class EventWaiters(_Waiters[EventWaiter]):
-    """Who waits for events, see the module."""
+    """The waiters for events, see the module."""
 
     async def read_or_wait(
         self,
@@ -359,7 +359,7 @@ class EventWaiters(_Waiters[EventWaiter]):
                 return answer
             if self._stopped:
                 return []
-            if head > filter.after:  # nothing up to there matches: the next read begins behind it
+            if head > filter.after:  # nothing up to there matches: the next read begins after it
                 filter = msgspec.structs.replace(filter, after=head)
 
     def register(self, session_id: str, filter: EventFilter) -> EventWaiter:
@@ -413,7 +413,7 @@ class RevisionWaiter(_Waiter[int]):
 
 
 class RevisionWaiters(_Waiters[RevisionWaiter]):
-    """Who waits for a session's runs to change, see the module."""
+    """The waiters for changes of a session's runs, see the module."""
 
     async def read_or_wait(
         self,

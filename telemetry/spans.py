@@ -45,7 +45,7 @@ class Spans:
 
     Args:
         tracer: What makes them; one of the API's own follows a tracer provider that is set later.
-        is_configured: Whether it has a provider behind it; asked again until it has.
+        is_configured: Whether a provider is set; asked again until one is.
     """
 
     def __init__(self, tracer: Tracer, *, is_configured: bool = False) -> None:
@@ -90,7 +90,7 @@ class Spans:
         return RunSpans(self._tracer, run, parent, invoke, agent_id)
 
     def session(self, session: Session) -> Span | None:
-        """Begin an `asm.session`: it outlives whoever starts it, so it is a trace of its own."""
+        """Begin an `asm.session`: it outlives its starter, so it is a trace of its own."""
         if not self.is_on:
             return None
         starter = trace.get_current_span().get_span_context()

@@ -250,7 +250,8 @@ class Actor(Mailbox):
     def abandon(self, state: str) -> None:
         """End it in this process, which has inherited it by a fork, and leave it to the other.
 
-        Nobody who waits is told and no task is cancelled: they and their loop are the other's too.
+        Those who wait are not told and no task is cancelled: they and their loop belong to the other
+        process too.
 
         Args:
             state: What its users here are told, after its name.

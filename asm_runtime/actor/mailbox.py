@@ -340,7 +340,7 @@ class Mailbox:
             self._after_drain()
 
     def _suspend(self, work: Coroutine[Any, Any, Any] | asyncio.Future[Any], letters: list[Letter]) -> None:
-        """Let a task handle what a plain call cannot; the mail behind it waits."""
+        """Let a task handle what a plain call cannot; the mail after it waits."""
         if self._phase == STOPPED:  # the handler that made it has crashed the actor
             if isinstance(work, asyncio.Future):
                 work.cancel()

@@ -17,7 +17,7 @@ class Answers:
     """What is under way for the callers of one server.
 
     What a call needs of the store is done in a task of its own, because a store may hang, also one that
-    is cancelled. At the server's end the kernel tells whoever still waits; with the reply, its task ends.
+    is cancelled. At the server's end the kernel tells those who still wait; with the reply, its task ends.
     """
 
     __slots__ = ("_tasks",)

@@ -38,7 +38,7 @@ class EventCallbacks:
     costs no memory beyond its buffer. One that raises is logged.
 
     Args:
-        callbacks: Whom to call with each event.
+        callbacks: The functions to call with each event.
         store: Where the events are.
         fence: The run's.
         clock: The source of time.

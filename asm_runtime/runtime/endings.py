@@ -47,7 +47,7 @@ class RunOutcome:
     """How a run ended, as it is stored: a result or an error.
 
     Neither, if this attempt did not end it. Then the run goes on elsewhere, or nobody executes it any
-    more: `given_up` says why its end could not be written, and whoever settles orphans decides.
+    more: `given_up` says why its end could not be written, and settling orphans decides about it.
     """
 
     __slots__ = ("error", "given_up", "last_sequence_number", "result")

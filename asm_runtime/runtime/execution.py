@@ -191,7 +191,7 @@ class RunExecution:
                 await all_done(self._clock, RELEASE_GRACE_S, self._begin_release())
             if not self.outcome.done():
                 self.outcome.set_result(outcome)
-        # Whoever awaits the outcome does not wait for callbacks: one of them may await it itself.
+        # A caller that awaits the outcome does not wait for callbacks: one of them may await it itself.
         if self._recorder is not None:
             try:
                 await self._recorder.finish(CALLBACK_GRACE_S)
@@ -564,6 +564,6 @@ def _input_messages(input: Any) -> list[JsonObject]:
 
 
 def _message_event_id(run: Run, index: int) -> str:
-    """The same in every attempt: a message is sent once a run, whoever died in between."""
+    """The same in every attempt: a message is sent once a run, also if an attempt died in between."""
     digest = hashlib.blake2b(run.id.encode(), digest_size=12).hexdigest()
     return f"evt_{digest}_message_{index}"

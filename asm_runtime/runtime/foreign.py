@@ -1,4 +1,4 @@
-"""What code that is not ours raises, made ours: callers handle `AsmError`, whoever wrote the store.
+"""What code that is not ours raises, made ours: callers handle `AsmError`, whatever the store is.
 
 An adapter, or a store of somebody else's, may raise anything: an exception that cannot even say
 what it is, an `AsmError` whose fields were never set. What comes out of here can be stored, shown

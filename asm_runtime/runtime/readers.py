@@ -89,7 +89,7 @@ class Readers:
         self._spawn = spawn
         self._gone = gone
         self._subscriptions: weakref.WeakSet[Subscription] = weakref.WeakSet()
-        # By run: who waits for its end.
+        # By run: those who wait for its end.
         self._awaited: dict[str, set[asyncio.Future[RunOutcome]]] = {}
         self._feed: Feed | None = None
         self._feed_task: asyncio.Task[None] | None = None

@@ -275,7 +275,7 @@ class RunRecorder:
                 places -= 1
 
     async def _append_buffered(self) -> None:
-        """The pump: ends when the buffer is empty, begins anew with the next event.
+        """The pump: ends when the buffer is empty, starts again with the next event.
 
         Once closed it only finishes the try under way: the rest is written with the run's end.
         """

@@ -15,7 +15,7 @@ MOST_REMEMBERED = 10_000
 
 
 class Submission:
-    """A run that was submitted here: what its submitter gave along with it, for whoever executes it here.
+    """A run that was submitted here: what its submitter gave along with it, for its execution here.
 
     It begins before the store is asked to accept the run, which may start before its submitter
     hears that it was accepted.
@@ -124,7 +124,7 @@ class RunQueue:
     # -- claims and ends
 
     def left(self, run: Run) -> tuple[bool, Submission | None]:
-        """A run was claimed or ended here; whether it was seen waiting, and by whom it was submitted."""
+        """A run was claimed or ended here; whether it was seen waiting, and its submitter."""
         waited = run.id in self._pending
         if waited:
             del self._pending[run.id]

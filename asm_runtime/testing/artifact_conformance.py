@@ -566,7 +566,7 @@ async def found(store: ArtifactStore, prefix: str = "") -> dict[str, int]:
 
 
 async def turns(count: int) -> None:
-    """Let everybody else have so many turns of the loop, and threads the time of some of them."""
+    """Give others this many turns of the loop, and threads the time of some of them."""
     for _ in range(count):
         await asyncio.sleep(0)
     if count > 10:

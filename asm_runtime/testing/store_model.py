@@ -182,7 +182,7 @@ class ModelCase(StoreCase):
 
     @pytest.mark.parametrize("seed", range(4))
     async def test_an_answer_is_the_log_of_one_moment(self, store: StoreUnderTest, seed: int) -> None:
-        """Whatever is appended, deleted and made anew while it is read."""
+        """Whatever is appended, deleted and made again while it is read."""
         random = Random(seed)
         moments: list[StoreModel] = [StoreModel()]
 
@@ -287,7 +287,7 @@ def _numbered(outcome: Any) -> Any:
 
 
 def random_event(random: Random, ids: int = 60) -> Event:
-    """An event of any of the sessions, with one of so many ids."""
+    """An event of any of the sessions, with one of this many ids."""
     return events(
         1,
         random.choice(SESSIONS),

@@ -34,7 +34,7 @@ NOON = datetime(2024, 1, 1, 12, tzinfo=UTC)
 
 
 def nested(depth: int) -> dict[str, Any]:
-    """Objects and lists in turn, so many inside one another."""
+    """Objects and lists in turn, nested this deep."""
     value: Any = {} if depth % 2 else []
     for level in range(depth - 1, 0, -1):
         value = {"in": value} if level % 2 else [value]

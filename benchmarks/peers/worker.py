@@ -113,7 +113,7 @@ _opened: dict[str, Any] = {}
 
 
 async def crowd(peer: Any, appenders: int, each: int) -> float:
-    """Appends a second, with so many tasks that each await every append."""
+    """Appends a second, with this many tasks that each await every append."""
 
     made = [peer.made(1) for _ in range(appenders * each)]
 

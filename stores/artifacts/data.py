@@ -62,7 +62,7 @@ def check_data(data: Any) -> None:
 async def blocks(data: BytesLike | AsyncIterable[BytesLike], byte_size: int) -> AsyncIterator[memoryview]:
     """The data in blocks of that size, the last one shorter; nothing for nothing.
 
-    A block is not changed by whoever has passed in a buffer and uses it again.
+    A block does not change when its caller uses the buffer again.
 
     Raises:
         ValidationError: A piece is not bytes-like.

@@ -41,7 +41,7 @@ ABANDONED_SECONDS = 86_400.0
 """How old a temporary file is that nobody writes any more, where there are no locks that tell."""
 
 _TRIES = 100
-"""How often a put begins anew because other processes removed a folder under it."""
+"""How often a put starts again because other processes removed a folder under it."""
 
 _OPEN = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
 
@@ -101,7 +101,7 @@ class Folder:
         _folders.add(self)
 
     def renew_lock(self) -> None:
-        """Make the lock anew: in a forked child nobody would ever open one that was held."""
+        """Make a new lock: in a forked child nobody would ever open one that was held."""
         self.changing = threading.Lock()
         """Held while a blob is replaced or removed, unless its caller has given up."""
 
@@ -123,7 +123,7 @@ class Folder:
                 descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _OPEN, 0o600)
             except FileNotFoundError:  # removed under us
                 continue
-            # Whoever tidies up may have come in between, and found it without a lock.
+            # Another process that tidies up may have come in between, and found it without a lock.
             if _lock(descriptor) is not False and os.fstat(descriptor).st_nlink:
                 return Upload(self, path, descriptor)
             os.close(descriptor)
@@ -387,7 +387,7 @@ class Listing:
         self._turn = threading.Lock()
 
     def next(self, count: int) -> list[BlobInfo] | None:
-        """The blobs among the next so many files; None: there are no more."""
+        """The blobs among the next files; None: there are no more."""
         with self._turn:
             looked_at = list(islice(self._entries, count))
             if not looked_at:

@@ -92,7 +92,7 @@ class Removals:
                     await sleep(self._clock, pause)
                     pause = min(2 * pause, MAX_PAUSE_SECONDS)
         except ActorStopped:
-            pass  # whoever opens the database next goes on
+            pass  # the next store that opens the database goes on
         finally:
             self._task = None
             self._answer(*self._answers)

@@ -140,7 +140,7 @@ events = Table(
     # time begin is found by bisection: an index by time costs a page a commit, and would have to sort.
     Column("later_timestamp", TIME),
     # How many bytes `metadata` and `data` have: how much of the log makes a page. They come last: what
-    # stands behind a large text is found only by reading all of it.
+    # comes after a large text is found only by reading all of it.
     Column("byte_size", NUMBER, nullable=False),
     Column("metadata", JSON_TEXT, nullable=False),
     Column("data", JSON_TEXT, nullable=False),
@@ -174,7 +174,7 @@ session_sequences = Table(
     Column("latest_timestamp", TIME, nullable=False),
     # The size of the largest event ever stored in it: where all are small, no page adds sizes up.
     Column("largest_event", NUMBER, nullable=False),
-    # By chance: a session that is deleted and made anew has another, so that nobody who reads in pages
+    # By chance: a session that is deleted and made again has another, so that nobody who reads in pages
     # takes the one for the rest of the other.
     Column("incarnation", NUMBER, nullable=False),
     # The number of the last change (see asm_changes) to one of its runs or to its own status.
@@ -186,7 +186,7 @@ session_sequences = Table(
 )
 
 # Deleted sessions whose events and runs are still being removed, a step at a time. Nobody sees them: the
-# events past the latest number of the session made anew, up to this one; the runs up to this position.
+# events past the latest number of the session made again, up to this one; the runs up to this position.
 removals = Table(
     "asm_removals",
     metadata,

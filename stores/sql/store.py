@@ -87,7 +87,7 @@ class SQLSessionStore(GroupActor):
         lease_ttl_ms: How long a node counts as alive after its last heartbeat, on a server database.
             SQLite needs none: the operating system knows.
         read_only: Whether to open a SQLite file that is there, and neither write to it nor make a file
-            beside it: whoever may read the file can do that, in a folder that is read-only too. A call
+            beside it: every user who may read the file can do that, in a folder that is read-only too. A call
             that writes is a `ValidationError`, a schema that is not the one needed `MigrationRequired`.
         mailbox_limit: How many writes may wait; then callers are suspended.
         clock: The source of its times and timers.
@@ -150,13 +150,13 @@ class SQLSessionStore(GroupActor):
             self._removals.begin()
 
     async def on_stop(self) -> None:
-        """Answer who waits and who reads, then disconnect."""
+        """Answer those who wait and read, then disconnect."""
         self._answer_waiters()
         await self._calls.ended()
         await self._database.close()
 
     def on_crash(self, reason: BaseException) -> None:
-        """Answer who waits."""
+        """Answer those who wait."""
         self._answer_waiters()
         self._database.close_soon()
 
@@ -274,7 +274,7 @@ class SQLSessionStore(GroupActor):
     def _answer(self, letters: list[Letter], results: list[Any]) -> None:
         unpaid = False
         for (operation, args, reply), result in zip(letters, results, strict=True):
-            if result is False:  # a deletion that has left something, whoever waits for it
+            if result is False:  # a deletion that has left something, also if nobody waits for it
                 self._removals.begin()
             if reply is None:
                 if isinstance(result, StoreError):
@@ -328,14 +328,14 @@ class SQLSessionStore(GroupActor):
             return  # the store stops, and has answered who waits
         except StoreError as error:
             logger.debug("%r cannot see what others have committed: %s", self, error)
-            if not error.retryable:  # whoever waits is told when it reads
+            if not error.retryable:  # those who wait are told when they read
                 changed = None
         self._looks_soon = False
         self._look_on()
         self._tell_of_others(changed)
 
     def _look_on(self) -> None:
-        # Before they are told: whoever is told of a change that brings it nothing waits on.
+        # Before they are told: one that is told of a change which brings it nothing waits on.
         if self._readers or self._watchers:
             self._look_soon()
 

@@ -77,7 +77,7 @@ def _refused(scheme: str, why: str) -> ValidationError:
 
 
 def _of_engine(engine: Any, *, migrate: bool) -> Connections:
-    # Whoever has an engine has loaded SQLAlchemy; a URL does without.
+    # A caller with an engine has loaded SQLAlchemy; a URL does without.
     if "sqlalchemy.ext.asyncio" not in sys.modules:
         raise options.refused("url_or_engine", engine, "a URL or an AsyncEngine")
     from asm_runtime.stores.sql.sqlite.engine import EngineConnections

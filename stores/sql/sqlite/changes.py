@@ -22,7 +22,7 @@ LOOK_EVERY_SECONDS = 0.03
 """How often a store looks for what other processes have committed, while somebody waits for it."""
 
 KEPT_CHANGES = 512
-"""How many commits the change feed reaches back. Whoever missed more reads again whatever it waits for."""
+"""How many commits the change feed reaches back. A waiter that missed more reads again."""
 
 FORGET_EVERY = 64
 """After how many commits the older ones are deleted, and what others have left is looked for."""
@@ -31,7 +31,7 @@ _NEVER = 2**63 - 1
 
 
 class ChangeFeed:
-    """What others have committed since it was last looked at. Belongs to whoever writes."""
+    """What others have committed since it was last looked at. Belongs to the writer."""
 
     def __init__(self) -> None:
         self._seen: int | None = None
@@ -67,7 +67,7 @@ class ChangeFeed:
         self._seen = number
 
     def news(self, cursor: Cursor) -> list[str] | None:
-        """Look, and `take`. Out of reach just now: whoever waits looks again."""
+        """Look, and `take`. If it is out of reach, those who wait look again."""
         with suppress(sqlite3.Error):
             self.look(cursor)
         return self.take()

@@ -30,7 +30,7 @@ log of up to 4062 pages is one block.
 Source: sqlite.org/walformat.html, "WAL-Index Format"."""
 
 LOG_BYTES = 32 * 1024 * 1024
-"""To how much the log is cut when it begins anew, after a reader who held up its folding for long."""
+"""The size to which the log is cut when it starts again, after a reader who held up its folding for long."""
 
 LOOK_SECONDS = 0.01
 """How long it is taken for granted that the files are in their places, where nothing is acknowledged."""
@@ -210,7 +210,7 @@ class FileConnections:
 
         def leave(_: Cursor) -> None:
             # The last connection to close deletes the log, which one that is being made would miss. And
-            # the owner of a claim that is being written must be alive to whoever reads it.
+            # the owner of a claim that is being written must be alive for those who read it.
             with forks.WAITING:
                 writer.join()
             if nodes is not None:

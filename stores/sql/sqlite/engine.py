@@ -225,7 +225,7 @@ class EngineConnections:
         path: str = _on_cursor(connection, _path, ())
         shares_one = isinstance(self._engine.pool, StaticPool | AssertionPool)
         if path and shares_one:
-            # Whoever gives the connection back rolls back what others have begun on it.
+            # To give the connection back rolls back what others have begun on it.
             raise options.refused(
                 "url_or_engine", self._engine, "an engine whose pool has more than one connection to a file"
             )

@@ -106,7 +106,7 @@ class DatabaseFiles:
             return
         numbers = found[""].st_ino, found["-wal"].st_ino
         if self._numbers_of_log() != numbers:
-            with suppress(OSError):  # whoever owns the database may have kept the folder to himself
+            with suppress(OSError):  # the owner of the database may have kept the folder to himself
                 self._record_log(numbers)
 
     def check(self, max_age_seconds: float = 0.0) -> None:

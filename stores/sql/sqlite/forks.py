@@ -182,7 +182,7 @@ def _after_in_child() -> None:
 
 
 def _open_files() -> Iterator[tuple[int, int]]:
-    """The regular files that this process has open, whoever opened them."""
+    """The regular files that this process has open, also those that others opened."""
     try:
         descriptors = os.listdir("/dev/fd")
     except OSError:

@@ -5,8 +5,8 @@ database. The lock goes when its process ends, however that ends: a killed node 
 once, a frozen or sleeping one stays alive. No clocks and no process ids, so containers and reboots
 change nothing. A node's name is never used again, so a file that is missing means a dead node as well.
 
-The files belong to the owner of the database, whoever makes them, and are open to those who may write
-to it and to nobody else: whoever can open a file can lock it, and would keep a dead node alive.
+The files belong to the owner of the database, and are open to those who may write to it and to nobody
+else: a user who can open a file can lock it, and would keep a dead node alive.
 """
 
 from __future__ import annotations
@@ -214,7 +214,7 @@ class Nodes:
             with suppress(FileExistsError):
                 descriptor = self._open(path, os.O_CREAT | os.O_EXCL)
                 try:
-                    # Whoever tidies up may have come in between, and found it without a lock.
+                    # Another process that tidies up may have come in between, and found it without a lock.
                     if _lock(descriptor) and os.fstat(descriptor).st_nlink:
                         _entrust(path, os.stat(self._database))
                         return descriptor

@@ -62,7 +62,7 @@ def event_page(
             query, narrowed, position = _narrowed(cursor, filter, bounds | {"after": passed})
             page = _page(cursor, session_id, query, narrowed, position, max_bytes)
         if expected is not None and page.incarnation != expected:
-            continue  # the session was made anew since it was known what has passed
+            continue  # the session was made again since it was known what has passed
         if known is not None and page.incarnation != known.incarnation:
             known, bounds["before"] = None, before  # or since it was known where it ends
         elif not page.is_being_removed or bounds["before"] <= (page.head or 0) + 1:
@@ -374,7 +374,7 @@ def _numbered(prefix: str, values: frozenset[str] | None, count: int = 0) -> dic
 
 
 def _merged(values: frozenset[str]) -> int:
-    """How many ranges are read for so many values: a power of two, for few forms of a statement."""
+    """How many ranges are read for this many values: a power of two, for few forms of a statement."""
     return 1 << (len(values) - 1).bit_length()
 
 

@@ -300,7 +300,7 @@ MAX_MERGED = 256
 
 # How many events at the beginning of a log are not later than a time, nor any before them: since
 # `later_timestamp` makes that a question of one event, it is found in steps of halving width. With its
-# incarnation, and whether events of a deleted session stand behind it: then the answer means nothing.
+# incarnation, and whether events of a deleted session come after it: then the answer means nothing.
 NOT_LATER = """
 WITH RECURSIVE search (passed, step) AS (
     SELECT 0, 1 << 40

@@ -30,7 +30,7 @@ class ConnectionThreads:
     """Threads that each hold a connection and take jobs from one queue, first come first served.
 
     A thread is started, and connects, for a job that finds all others at work. The queue is as long
-    as there are callers that wait: whoever wants a bound limits those.
+    as there are callers that wait: to bound it, limit the callers.
 
     Args:
         connect: Makes a thread's connection, in that thread.

@@ -156,7 +156,7 @@ class SQLiteTransaction:
         self.effects.append(RunsChanged(session_id, change))
 
     def _deleted_now(self, session_id: str, *, existed: bool) -> None:
-        """Note that the session is gone; what comes after begins anew."""
+        """Note that the session is gone; what comes after starts again."""
         self._heads[session_id] = _EMPTY
         self._raised.discard(session_id)
         self._revised.pop(session_id, None)
@@ -356,7 +356,7 @@ class SQLiteTransaction:
             return None
         names = encode(changed)
         if len(names) > MAX_CHANGE_BYTES:
-            names = b"null"  # whoever waits reads again whatever it waits for
+            names = b"null"  # those who wait read again
         # Without a number it gets the next one.
         self.write(statements.RECORD_CHANGE, (self._change, names.decode()))
         return self.cursor.lastrowid
@@ -405,7 +405,7 @@ class SQLiteTransaction:
 
 
 def _own(event: Event, stored: Event) -> Event:
-    """What whoever appends an event is told of: nobody else has it."""
+    """What the appender of an event is told of: nobody else has it."""
     return stored if stored is event else own_copy(stored)
 
 

@@ -173,11 +173,15 @@ class DatabaseFiles:
             return None
 
     def _record_log(self, numbers: tuple[int, int]) -> None:
-        make_folder(self._path)
-        fresh = f"{self._record}-{os.getpid()}"
-        with suppress(FileNotFoundError):
+        fresh, target = f"{self._record}-{os.getpid()}", "{}:{}".format(*numbers)
+        try:
+            os.symlink(target, fresh)
+        except FileNotFoundError:
+            make_folder(self._path)
+            os.symlink(target, fresh)
+        except FileExistsError:  # of a process that was killed
             os.unlink(fresh)
-        os.symlink("{}:{}".format(*numbers), fresh)
+            os.symlink(target, fresh)
         os.replace(fresh, self._record)
 
 

@@ -111,6 +111,19 @@ async def test_the_log_of_a_file_that_was_there_before_is_not_written_into_a_res
     assert await numbers(file) == [1]
 
 
+async def test_whose_the_log_is_stands_beside_it_whatever_a_killed_process_left_there(file: str) -> None:
+    record = Path(f"{file}-nodes/log")
+    for left in (False, True):
+        async with SQLSessionStore(f"sqlite:///{file}") as store:
+            await store.append_event(event())
+            found = f"{os.stat(file).st_ino}:{os.stat(f'{file}-wal').st_ino}"
+            assert await asyncio.to_thread(os.readlink, record) == found
+        await asyncio.to_thread(record.unlink)
+        if not left:
+            await asyncio.to_thread(os.symlink, "1:2", f"{record}-{os.getpid()}")
+    assert await asyncio.to_thread(os.listdir, record.parent) == ["opening"]
+
+
 async def test_a_store_whose_file_was_replaced_leaves_the_log_of_the_new_one_alone(
     file: str, node: NewNode
 ) -> None:

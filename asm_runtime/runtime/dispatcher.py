@@ -34,7 +34,7 @@ RETRY_DELAY_S = 1.0
 
 RECOUNT_INTERVAL_S = 0.25
 RECOUNT_SHARE = 20
-"""The minimum time between two recounts of the queue; and the same as a multiple of the last one's duration."""
+"""The minimum time between two recounts of the queue, and the same in durations of the last one."""
 
 RECOUNT_PAGE = 500
 """How many runs a recount reads at once."""

@@ -1163,6 +1163,19 @@ async def test_a_handler_that_calls_its_own_actor_does_not_overtake_those_who_wa
     assert actor.notes == [0, "cannot wait", 1, 2, "own"]
 
 
+async def test_a_stop_in_the_middle_of_a_long_drain_handles_what_was_sent_before(
+    actor: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asm_runtime.actor.mailbox._DRAIN_S", 0)
+    monkeypatch.setattr("asm_runtime.actor.mailbox._LETTERS_BY_THE_CLOCK", 1)
+    for number in range(10):
+        actor.cast_nowait(actor.note, number)
+    await asyncio.sleep(0)
+    assert 0 < len(actor.notes) < 10
+    await actor.stop()
+    assert actor.log == ["started", *range(10), "stopped"]
+
+
 async def test_who_waits_for_room_is_let_in_when_a_coroutine_handler_begins() -> None:
     actor = await Recorder(mailbox_limit=1).start()
     busy = actor.call(actor.note_later, "the busy one")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from asm_runtime.actor import Actor, GroupActor, Letter, answer
+from asm_runtime.actor import Actor, GroupActor, Letter, Monitor, answer
 from asm_runtime.errors import ActorStopped, MailboxFull, ValidationError
 from asm_runtime.testing.clock import JumpingClock
 from tests.loops import loop_factories
@@ -572,6 +572,20 @@ async def test_what_an_owned_task_sets_in_its_context_is_not_for_the_others(acto
 
     await actor.spawn(paint())
     assert await actor.call(color.get) == "none"
+
+
+async def test_what_a_handler_sets_in_the_actors_context_is_there_for_the_next(actor: Recorder) -> None:
+    color: contextvars.ContextVar[str] = contextvars.ContextVar("color", default="none")
+
+    async def paint_later() -> None:
+        await asyncio.sleep(0)
+        color.set("painted later")
+
+    await actor.call(color.set, "painted")
+    assert await actor.call(color.get) == "painted"
+    await actor.call(paint_later)
+    assert await actor.call(color.get) == "painted later"
+    assert color.get() == "none"
 
 
 # -- coroutine handlers
@@ -1176,6 +1190,109 @@ async def test_a_stop_in_the_middle_of_a_long_drain_handles_what_was_sent_before
     assert actor.log == ["started", *range(10), "stopped"]
 
 
+async def test_a_timer_that_is_due_while_the_actor_stops_does_not_fire() -> None:
+    clock = JumpingClock()
+    actor = await Recorder(clock=clock).start()
+    await actor.occupied()
+    actor.send_after(1, actor.note, "late")
+    stopping = asyncio.ensure_future(actor.stop())
+    await clock.advance_ms(2_000)
+    actor.gate.set()
+    await stopping
+    assert actor.notes == []
+
+
+async def test_a_crash_of_one_that_is_not_started_does_nothing() -> None:
+    actor = Recorder()
+    actor.crash(ValueError("enough"))
+    assert await (await actor.start()).call(actor.note, 1) == 1
+
+
+class EarlyTimer(SlowStarter):
+    """Its timer fires while it starts."""
+
+    async def on_start(self) -> None:
+        self.send_after(0, self.note, f"timer {len(self.outcomes)}")
+        await turns(2)
+        await super().on_start()
+
+
+async def test_a_timer_that_fires_during_the_start_is_handled_after_it() -> None:
+    actor = EarlyTimer()
+    actor.gate.set()
+    await actor.start()
+    assert actor.notes == []
+    await turns()
+    assert actor.notes == ["timer 0"]
+
+
+async def test_a_timer_that_fired_during_a_failed_start_is_not_handled_by_the_next() -> None:
+    actor = EarlyTimer(ValueError("not yet"))
+    actor.gate.set()
+    with pytest.raises(ValueError, match="not yet"):
+        await actor.start()
+    await actor.start()
+    await turns()
+    assert actor.notes == ["timer 0"]
+
+
+async def test_one_that_crashed_while_it_started_cannot_be_started_again() -> None:
+    actor = SlowStarter()
+    starting = asyncio.ensure_future(actor.start())
+    await actor.entered.wait()
+    actor.crash(ValueError("enough"))
+    actor.gate.set()
+    for attempt in (starting, actor.start()):
+        with pytest.raises(ActorStopped, match="has crashed"):
+            await attempt
+
+
+class Impatient(Recorder):
+    """Waits a second for its tasks; its handler does not let itself be cancelled."""
+
+    def task_grace_s(self) -> float:
+        return 1
+
+    async def hang(self) -> None:
+        self.busy.set()
+        while not self.gate.is_set():
+            try:
+                await self.gate.wait()
+            except asyncio.CancelledError:
+                continue
+
+
+async def test_a_crash_cuts_short_a_stop_that_waits_for_a_handler() -> None:
+    clock = JumpingClock()
+    actor = await Impatient(clock=clock).start()
+    hanging = actor.call(actor.hang)
+    await actor.busy.wait()
+    stopping = asyncio.ensure_future(actor.stop())
+    await turns()
+    actor.crash(ValueError("enough"))
+    await clock.until_timers(1)
+    await clock.advance_ms(1_000)
+    await stopping
+    assert isinstance(hanging.exception(), ActorStopped)
+    actor.gate.set()
+    await turns()
+
+
+async def test_an_answer_that_comes_too_late_is_no_failure(
+    actor: Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def answer_later(reply: asyncio.Future[int]) -> None:
+        await actor.note_later("the busy one")
+        reply.set_result(1)
+
+    reply = actor.call_deferred(answer_later)
+    await actor.busy.wait()
+    reply.cancel()
+    actor.gate.set()
+    assert await actor.call(actor.note, 1) == 1
+    assert caplog.records == []
+
+
 async def test_who_waits_for_room_is_let_in_when_a_coroutine_handler_begins() -> None:
     actor = await Recorder(mailbox_limit=1).start()
     busy = actor.call(actor.note_later, "the busy one")
@@ -1306,18 +1423,6 @@ async def test_a_timer_is_not_lost_to_a_full_mailbox() -> None:
     assert actor.notes == ["mail", "timer", "last"]
 
 
-async def test_a_timer_that_fires_during_the_start_is_handled_after_it() -> None:
-    class EarlyTimer(Recorder):
-        async def on_start(self) -> None:
-            self.send_after(0, self.note, "timer")
-            await turns()
-            self.log.append("started")
-
-    actor = await EarlyTimer().start()
-    await actor.call(actor.note, "call")
-    assert actor.log == ["started", "timer", "call"]
-
-
 async def test_a_timer_set_as_the_actor_ends_never_fires() -> None:
     clock = JumpingClock()
     actor = await Recorder(clock=clock).start()
@@ -1378,6 +1483,35 @@ async def test_a_monitor_that_raises_does_not_keep_the_news_from_the_others(
     await turns()
     assert ends == [None]
     assert "a monitor of" in caplog.text
+
+
+async def test_monitors_are_told_in_the_order_in_which_they_came(actor: Recorder) -> None:
+    told: list[int] = []
+
+    def watch(number: int) -> Monitor:
+        return actor.monitor(lambda _, reason: told.append(number))
+
+    monitors = [watch(number) for number in range(8)]
+    for number in (3, 0, 4, 7, 2):  # in the middle, at both ends, neighbours
+        monitors[number].cancel()
+    watch(8)
+    await actor.stop()
+    await turns()
+    assert told == [1, 5, 6, 8]
+
+
+@pytest.mark.parametrize("watched", ["before", "after"])
+async def test_a_monitor_cancelled_when_the_news_is_on_its_way_is_not_told(
+    actor: Recorder, watched: str
+) -> None:
+    ends: list[object] = []
+    monitors = [actor.monitor(lambda _, reason: ends.append("before"))] if watched == "before" else []
+    actor.crash(ValueError("enough"))
+    monitors.append(actor.monitor(lambda _, reason: ends.append("after")))
+    for monitor in monitors:
+        monitor.cancel()
+    await turns()
+    assert ends == []
 
 
 # -- groups

@@ -77,7 +77,7 @@ class Monitor:
             older._newer = newer
         if newer is not None:
             newer._older = older
-        elif extras.newest_monitor is self:
+        else:  # it was the newest, or is not in the chain any more, and then there is none
             extras.newest_monitor = older
 
     def _tell(self, reason: BaseException | None) -> None:

@@ -393,7 +393,7 @@ class Mailbox:
         reply = reply_of(letter)
         if reply is not None:
             reply.cancel()
-        elif self._phase < STOPPED:
+        else:
             self.crash(asyncio.CancelledError("a handler was cancelled"))
 
     def _after_drain(self) -> None:

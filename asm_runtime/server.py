@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Literal, TypedDict, Unpack, cast
+from typing import Any, Literal, Unpack, cast
 
 from asm_runtime import options
 from asm_runtime.actor import Actor, answer
-from asm_runtime.clock import SYSTEM_CLOCK, Clock, all_done, fail_after
+from asm_runtime.clock import all_done, fail_after
 from asm_runtime.errors import (
     AwaitTimeout,
     Conflict,
@@ -20,7 +20,7 @@ from asm_runtime.errors import (
     SessionNotFound,
     StoreUnavailable,
 )
-from asm_runtime.manager import DEFAULT_CANCEL_GRACE_MS, SessionManager
+from asm_runtime.manager import SessionManager
 from asm_runtime.observer import observer
 from asm_runtime.ports import EventCallback, ProviderAdapter, RunResult, ServerStatus, SessionStore
 from asm_runtime.records import EventType, Run, RunStatus, Session, SessionStatus
@@ -33,6 +33,7 @@ from asm_runtime.runtime.orphans import OrphanWatch
 from asm_runtime.runtime.readers import Readers
 from asm_runtime.runtime.run_options import RunOptionArgs, callbacks_of, stored_options
 from asm_runtime.runtime.run_queue import Submission
+from asm_runtime.runtime.server_options import ServerOptions, ServerSettings
 from asm_runtime.runtime.subscription import Subscription
 from asm_runtime.tasks import leave_behind
 
@@ -42,20 +43,6 @@ logger = logging.getLogger(__name__)
 
 LOOK_GRACE_S = 1.0
 """How long a call that does not wait for a run waits for the store."""
-
-
-class ServerOptions(TypedDict, total=False):
-    """The keyword arguments of a server beside its store, adapter and session."""
-
-    max_concurrent_runs: int
-    max_queued_runs: int
-    default_run_options: Mapping[str, Any] | None
-    on_orphan: Literal["fail", "requeue"]
-    max_attempts: int
-    requeue_backoff_ms: int
-    cancel_grace_ms: int
-    stop_drain_ms: int
-    clock: Clock
 
 
 class SessionServer(Actor):
@@ -72,17 +59,7 @@ class SessionServer(Actor):
         session_id: The session to attach to. A `pending` one is activated, a `paused` one stays paused.
         session_opts: Arguments of `SessionManager.start_session`, to create one. Together with
             `session_id`: attach to that session if it exists, else create it, in one step.
-        max_concurrent_runs: How many runs of the session may be `running`, in all processes; ≥ 1.
-        max_queued_runs: How many more may wait; 0: accept only what can start.
-        default_run_options: Defaults for the options of every run that is submitted here.
-        on_orphan: What happens to runs whose executor died, or could not write their end: `fail` them,
-            or `requeue` them.
-        max_attempts: After this many lost attempts a run is not queued again but fails; ≥ 1.
-        requeue_backoff_ms: The pause before the third attempt of a run, in milliseconds; doubled before
-            each further one, 60 s at the most. The run keeps its slot and its place.
-        cancel_grace_ms: How long an adapter may take to stop, in milliseconds; then it is left behind.
-        stop_drain_ms: How long `stop()` lets runs go on before it cancels them, in milliseconds.
-        clock: The source of time.
+        server_options: How it is served, see `ServerOptions`.
 
     Raises:
         ValidationError: An option is not what is allowed.
@@ -91,23 +68,16 @@ class SessionServer(Actor):
     __slots__ = (
         "_adapter",
         "_answers",
-        "_cancel_grace_ms",
-        "_default_run_options",
         "_dispatcher",
         "_draining",
         "_had_grace",
-        "_max_attempts",
-        "_on_orphan",
         "_readers",
-        "_requeue_backoff_ms",
         "_serving",
         "_session_opts",
-        "_stop_drain_ms",
+        "_settings",
         "_store",
         "_telemetry",
         "manager",
-        "max_concurrent_runs",
-        "max_queued_runs",
         "session_id",
     )
 
@@ -121,30 +91,16 @@ class SessionServer(Actor):
         adapter: ProviderAdapter,
         session_id: str | None = None,
         session_opts: Mapping[str, Any] | None = None,
-        max_concurrent_runs: int = 1,
-        max_queued_runs: int = 100,
-        default_run_options: Mapping[str, Any] | None = None,
-        on_orphan: Literal["fail", "requeue"] = "fail",
-        max_attempts: int = 5,
-        requeue_backoff_ms: int = 1_000,
-        cancel_grace_ms: int = DEFAULT_CANCEL_GRACE_MS,
-        stop_drain_ms: int = 0,
-        clock: Clock = SYSTEM_CLOCK,
+        **server_options: Unpack[ServerOptions],
     ) -> None:
-        super().__init__(clock=clock)
+        settings = self._settings = ServerSettings.of("SessionServer", server_options)
+        super().__init__(clock=settings.clock)
         options.session_choice(session_id, session_opts)
-        self.max_concurrent_runs: int = options.integer("max_concurrent_runs", max_concurrent_runs, minimum=1)
-        self.max_queued_runs: int = options.integer("max_queued_runs", max_queued_runs, minimum=0)
-        stored_options("default_run_options", default_run_options or {})
-        self._default_run_options = default_run_options or None
-        self._on_orphan = options.choice("on_orphan", on_orphan, ("fail", "requeue"))
-        self._max_attempts: int = options.integer("max_attempts", max_attempts, minimum=1)
-        self._requeue_backoff_ms: int = options.integer("requeue_backoff_ms", requeue_backoff_ms, minimum=0)
-        self._cancel_grace_ms: int = options.integer("cancel_grace_ms", cancel_grace_ms, minimum=0)
-        self._stop_drain_ms: int = options.integer("stop_drain_ms", stop_drain_ms, minimum=0)
         self._store = store
         self._adapter = adapter
-        self.manager = SessionManager(store, adapter, clock=clock, cancel_grace_ms=cancel_grace_ms)
+        self.manager = SessionManager(
+            store, adapter, clock=settings.clock, cancel_grace_ms=settings.cancel_grace_ms
+        )
         self.session_id = options.identifier("session_id", session_id) if session_id is not None else ""
         self._session_opts = session_opts
         self._dispatcher: Dispatcher = cast(Dispatcher, None)  # made by the start
@@ -154,6 +110,16 @@ class SessionServer(Actor):
         self._serving = False
         self._had_grace = False
         self._telemetry: object = None
+
+    @property
+    def max_concurrent_runs(self) -> int:
+        """How many runs of the session may be `running`."""
+        return self._settings.max_concurrent_runs
+
+    @property
+    def max_queued_runs(self) -> int:
+        """How many more may wait."""
+        return self._settings.max_queued_runs
 
     # -- runs
 
@@ -176,7 +142,7 @@ class SessionServer(Actor):
             Conflict: The id is known with another input.
         """
         self._check_running()
-        stored = stored_options("submit_run", run_options, self._default_run_options)
+        stored = stored_options("submit_run", run_options, self._settings.default_run_options)
         known_id = None if run_id is None else options.identifier("run_id", run_id)
         run = self.manager.new_run(self.session_id, input, run_id=known_id, run_options=stored)
         return await self.call_deferred(self._submit, run, known_id is not None, callbacks_of(run_options))
@@ -204,9 +170,7 @@ class SessionServer(Actor):
             session = await self._store.get_session(self.session_id)
             if is_draining:
                 await self._check_known(run.id)
-            stored = await self._store.enqueue_run(
-                run, max_open_runs=self.max_concurrent_runs + self.max_queued_runs
-            )
+            stored = await self._store.enqueue_run(run, max_open_runs=self._settings.most_open_runs)
         if stored.status == RunStatus.PENDING:
             self._dispatcher.submitted(submission, stored, session.agent_id)
         else:
@@ -304,7 +268,7 @@ class SessionServer(Actor):
         ended: asyncio.Future[RunExecution | None] = asyncio.get_running_loop().create_future()
         fail_after(
             self._clock,
-            max(self._cancel_grace_ms / 1000, LOOK_GRACE_S),
+            max(self._settings.cancel_grace_s, LOOK_GRACE_S),
             ended,
             lambda: StoreUnavailable(f"the store does not say whether run {run_id} is cancelled"),
         )
@@ -472,12 +436,7 @@ class SessionServer(Actor):
         self._dispatcher = Dispatcher(
             self.manager,
             self.session_id,
-            slots=self.max_concurrent_runs,
-            callbacks=callbacks_of(self._default_run_options),
-            max_attempts=self._max_attempts if self._on_orphan == "requeue" else None,
-            requeue_backoff_ms=self._requeue_backoff_ms,
-            cancel_grace_ms=self._cancel_grace_ms,
-            clock=self._clock,
+            self._settings,
             spawn=self.spawn,
             context=self._context,
             on_end=self._run_ended,
@@ -492,13 +451,13 @@ class SessionServer(Actor):
         """Stop claiming, end the runs, bring the subscriptions up to there, release those who wait."""
         try:
             self._draining = True
-            if self._stop_drain_ms:
+            if self._settings.stop_drain_ms:
                 drained: asyncio.Future[None] = asyncio.get_running_loop().create_future()
                 self._dispatcher.drain(drained, "run")
-                if not await all_done(self._clock, self._stop_drain_ms / 1000, drained):
+                if not await all_done(self._clock, self._settings.stop_drain_ms / 1000, drained):
                     logger.info("session %s stops with runs in flight", self.session_id)
             cancelled = self._dispatcher.close()
-            in_time = await self._dispatcher.end_runs(requeue=self._on_orphan == "requeue")
+            in_time = await self._dispatcher.end_runs(requeue=self._settings.requeues)
             # A store that has not written the ends in time is not waited for again.
             until = self._clock.monotonic() + (STORE_GRACE_S if in_time else 0.0)
             if self._readers is not None:
@@ -528,7 +487,7 @@ class SessionServer(Actor):
 
     def task_grace_s(self) -> float:
         """Abandoned adapters have their grace, if they have not had it, and the store some time to let go."""
-        return (0 if self._had_grace else self._cancel_grace_ms / 1000) + 2 * STORE_GRACE_S
+        return (0 if self._had_grace else self._settings.cancel_grace_s) + 2 * STORE_GRACE_S
 
     def _release(self, reason: BaseException | None) -> None:
         """Nothing is served any more. Idempotent."""

@@ -12,7 +12,8 @@ from asm_runtime.clock import SYSTEM_CLOCK
 from asm_runtime.errors import Conflict
 from asm_runtime.ids import new_id
 from asm_runtime.ports import ProviderAdapter, SessionStore
-from asm_runtime.server import ServerOptions, SessionServer
+from asm_runtime.runtime.server_options import ServerOptions, ServerSettings
+from asm_runtime.server import SessionServer
 
 __all__ = ["SessionSupervisor"]
 
@@ -46,7 +47,7 @@ class SessionSupervisor(Supervisor):
         restart_backoff_ms: int = DEFAULT_RESTART_BACKOFF_MS,
         **server_options: Unpack[ServerOptions],
     ) -> None:
-        _refuse_unknown("SessionSupervisor", server_options)
+        ServerSettings.of("SessionSupervisor", server_options)
         super().__init__(
             max_restarts=max_restarts,
             window_ms=window_ms,
@@ -56,7 +57,6 @@ class SessionSupervisor(Supervisor):
         self._store = store
         self._adapter = adapter
         self._defaults = server_options
-        SessionServer(store=store, adapter=adapter, session_id="checked", **server_options)
 
     async def start_session(
         self,
@@ -80,7 +80,7 @@ class SessionSupervisor(Supervisor):
         """
         if not self.is_running:
             raise self._gone()
-        _refuse_unknown("start_session", server_options)
+        ServerSettings.of("start_session", server_options)
         options.session_choice(session_id, session_opts)
         if session_id is None and session_opts is not None:
             session_opts = dict(session_opts)
@@ -153,9 +153,3 @@ class _Servers:
             session_opts=session_opts,
             **self.options,
         )
-
-
-def _refuse_unknown(call: str, given: Mapping[str, object]) -> None:
-    for name in given:
-        if name not in ServerOptions.__annotations__:
-            raise TypeError(f"{call}() got an unexpected keyword argument {name!r}")

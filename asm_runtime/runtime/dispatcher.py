@@ -5,24 +5,26 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from itertools import islice
 from typing import Any
 
 from asm_runtime.actor import Spawn, answer
-from asm_runtime.clock import Clock, Timer, all_done
+from asm_runtime.clock import Timer, all_done
 from asm_runtime.errors import ActorStopped, AsmError, StoreError
 from asm_runtime.manager import SessionManager
 from asm_runtime.observer import observer
-from asm_runtime.ports import EventCallback, SessionStore
+from asm_runtime.ports import SessionStore
 from asm_runtime.records import Run, RunStatus
 from asm_runtime.runtime.claims import Claims
 from asm_runtime.runtime.endings import RunOutcome
 from asm_runtime.runtime.execution import RunExecution
 from asm_runtime.runtime.foreign import answered
 from asm_runtime.runtime.orphans import Orphans
+from asm_runtime.runtime.run_options import callbacks_of
 from asm_runtime.runtime.run_queue import RunQueue, Submission
+from asm_runtime.runtime.server_options import ServerSettings
 from asm_runtime.tasks import start_task
 
 __all__ = ["STORE_GRACE_S", "Dispatcher"]
@@ -57,12 +59,7 @@ class Dispatcher:
     Args:
         manager: Of the store, the adapter and the rules.
         session_id: Whose queue.
-        slots: How many runs of the session may be `running`, wherever.
-        callbacks: For every run that is executed here.
-        max_attempts: Orphans are queued again until this many attempts were lost; None: they fail.
-        requeue_backoff_ms: The pause before the third attempt, see `Orphans`.
-        cancel_grace_ms: How long an adapter may take to stop.
-        clock: The source of time.
+        settings: The server's options.
         spawn: Gives work a task of the server.
         context: What a task that is not spawned runs in.
         on_end: Told how each attempt has ended that was executed here, when its slot is free.
@@ -74,8 +71,6 @@ class Dispatcher:
     """
 
     __slots__ = (
-        "_callbacks",
-        "_cancel_grace_ms",
         "_claim_retry",
         "_claims",
         "_clock",
@@ -89,7 +84,6 @@ class Dispatcher:
         "_look_retry",
         "_looking",
         "_manager",
-        "_max_attempts",
         "_more",
         "_news",
         "_on_end",
@@ -97,12 +91,11 @@ class Dispatcher:
         "_orphans",
         "_recount_at",
         "_recount_timer",
-        "_requeue_backoff_ms",
         "_revision",
         "_session_id",
+        "_settings",
         "_settled_orphans",
         "_settling",
-        "_slots",
         "_spawn",
         "_store",
         "_watch",
@@ -116,13 +109,8 @@ class Dispatcher:
         self,
         manager: SessionManager,
         session_id: str,
+        settings: ServerSettings,
         *,
-        slots: int,
-        callbacks: Sequence[EventCallback],
-        max_attempts: int | None,
-        requeue_backoff_ms: int,
-        cancel_grace_ms: int,
-        clock: Clock,
         spawn: Spawn,
         context: contextvars.Context,
         on_end: Callable[[str, RunOutcome], None],
@@ -130,12 +118,8 @@ class Dispatcher:
         self._manager = manager
         self._store: SessionStore = manager.store
         self._session_id = session_id
-        self._slots = slots
-        self._callbacks = callbacks
-        self._max_attempts = max_attempts
-        self._requeue_backoff_ms = requeue_backoff_ms
-        self._cancel_grace_ms = cancel_grace_ms
-        self._clock = clock
+        self._settings = settings
+        self._clock = settings.clock
         self._spawn = spawn
         self._context = context
         self._on_end = on_end
@@ -227,7 +211,7 @@ class Dispatcher:
         That is the adapters' grace, and for those whose adapter has used it up, what the store then
         needs.
         """
-        grace_s = max(self._cancel_grace_ms / 1000 - waited_s, 0.0)
+        grace_s = max(self._settings.cancel_grace_s - waited_s, 0.0)
         if await all_done(self._clock, grace_s, *(execution.outcome for execution in executions)):
             return True
         late = [execution.outcome for execution in executions if not execution.adapter_stopped]
@@ -304,7 +288,7 @@ class Dispatcher:
             return
         claims = self._claims or set()
         runs = 1 if self._dry else max(len(self.queue), 1)
-        for _ in range(min(self._slots - len(self.in_flight), runs) - len(claims)):
+        for _ in range(min(self._settings.max_concurrent_runs - len(self.in_flight), runs) - len(claims)):
             claim = self._spawn(self._claim())
             claims.add(claim)
             claim.add_done_callback(self._claimed)
@@ -314,7 +298,7 @@ class Dispatcher:
         news = self._news
         try:
             run = await Claims.on(self._store).claim(
-                self._session_id, clock=self._clock, max_concurrent_runs=self._slots
+                self._session_id, clock=self._clock, max_concurrent_runs=self._settings.max_concurrent_runs
             )
         except ActorStopped:
             self._more = False
@@ -348,10 +332,13 @@ class Dispatcher:
             store=self._store,
             adapter=self._manager.adapter,
             run=run,
-            callbacks=[*self._callbacks, *(() if submission is None else submission.callbacks)],
+            callbacks=[
+                *callbacks_of(self._settings.default_run_options),
+                *(() if submission is None else submission.callbacks),
+            ],
             trace=observer().run(run, None) if trace is None else trace,
             clock=self._clock,
-            cancel_grace_ms=self._cancel_grace_ms,
+            cancel_grace_ms=self._settings.cancel_grace_ms,
         )
         Claims.on(self._store).executes(run, execution.outcome)
         self.in_flight[run.id] = execution
@@ -416,7 +403,9 @@ class Dispatcher:
             return
         if self._orphans is None:
             self._orphans = Orphans(
-                self._clock, max_attempts=self._max_attempts, backoff_s=self._requeue_backoff_ms / 1000
+                self._clock,
+                max_attempts=self._max_attempts(),
+                backoff_s=self._settings.requeue_backoff_ms / 1000,
             )
         settling = self._settling = self._settling or {}
         for orphan in self._orphans.seen(found):
@@ -427,9 +416,13 @@ class Dispatcher:
             await all_done(self._clock, STORE_GRACE_S, *settling.values())
         self._await_next_orphan(self._orphans)
 
+    def _max_attempts(self) -> int | None:
+        """Orphans are queued again until this many attempts were lost; None: they fail."""
+        return self._settings.max_attempts if self._settings.requeues else None
+
     async def _settle(self, orphans: Orphans, orphan: Run) -> None:
         try:
-            await answered(self._manager.settle_orphan(orphan, max_attempts=self._max_attempts))
+            await answered(self._manager.settle_orphan(orphan, max_attempts=self._max_attempts()))
         except ActorStopped:
             return
         except AsmError as error:

@@ -605,6 +605,7 @@ async def test_awaiting_a_run_that_starts_at_once_reads_nothing(store: SessionSt
         await until(lambda: len(server._readers_here()._awaited.get(run_id, ())) == 4)
         gate.open()
         assert {result.run_id for result in await asyncio.gather(*waiting)} == {run_id}
+        await clock.advance_ms(1_000)
         assert (
             faulty.calls["get_run"] == faulty.calls["get_events"] == faulty.calls["get_latest_sequence"] == 0
         )
@@ -678,3 +679,14 @@ async def test_when_a_run_is_answered_its_slot_and_its_place_are_free(store: Ses
         await asyncio.gather(*waiting)
         for number in range(10):
             await one(number)
+
+
+async def test_those_who_await_a_run_of_a_session_that_is_deleted_are_told(store: SessionStore) -> None:
+    async with await open_server(store, ScriptedAdapter()) as server:
+        await server.manager.pause_session(server.session_id)
+        run_id = await server.submit_run({})
+        waiting = asyncio.create_task(server.await_run(run_id))
+        await until(lambda: server._readers_here()._feed and server._readers_here()._running_feed().position)
+        await store.delete_session(server.session_id)
+        with pytest.raises(RunNotFound):
+            await waiting

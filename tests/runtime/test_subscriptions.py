@@ -235,6 +235,46 @@ async def test_results_do_not_arrive_before_their_events(store: SessionStore) ->
         await reading
 
 
+class LateFeed(FaultyStore):
+    """Long polls are answered when that is allowed."""
+
+    def __init__(self, store: Any) -> None:
+        super().__init__(store)
+        self.allowed = asyncio.Event()
+
+    async def get_events(self, *args: Any, wait_timeout_ms: int = 0, **options: Any) -> list[Event]:
+        events: list[Event] = await self.store.get_events(*args, wait_timeout_ms=wait_timeout_ms, **options)
+        if wait_timeout_ms:
+            await self.allowed.wait()
+        return events
+
+
+@pytest.mark.parametrize("executed", ["here", "elsewhere"])
+async def test_a_result_does_not_arrive_before_a_late_feed(store: SessionStore, executed: str) -> None:
+    late: Any = LateFeed(store)
+    async with (
+        await open_server(store, ScriptedAdapter([tokens(2)])) as elsewhere,
+        SessionServer(
+            store=late, adapter=ScriptedAdapter([tokens(2)]), session_id=elsewhere.session_id
+        ) as server,
+    ):
+        executor = server if executed == "here" else elsewhere
+        await (elsewhere if executed == "here" else server).drain(queued="leave")
+        subscription = server.subscribe(after=2)
+        reading = asyncio.create_task(anext(subscription))
+        await until(lambda: not subscription._behind)
+        run_id = await executor.submit_run({})
+        if executed == "elsewhere":
+            await elsewhere.await_run(run_id)
+        waiting = asyncio.create_task(server.await_run(run_id))
+        await until(lambda: server._readers_here()._running_feed()._waiting or waiting.done())
+        assert not waiting.done()
+        late.allowed.set()
+        result = await waiting
+        assert subscription._buffer[-1].sequence_number == result.last_sequence_number
+        await reading
+
+
 async def test_the_task_that_reads_may_also_wait_for_results(store: SessionStore) -> None:
     async with await open_server(store, ScriptedAdapter([tokens(100)])) as server:
         events = server.subscribe(buffer=2)

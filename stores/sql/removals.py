@@ -61,14 +61,15 @@ class Removals:
     def begin(self) -> None:
         """See to it that what anybody has left is removed. Idempotent; without effect on a stopped store."""
         self._begun = True
-        if self._task is None:
+        if self._task is None or self._task.done():
             with suppress(ActorStopped):
                 self._task = self._spawn(self._work())
+                self._task.add_done_callback(self._worked)
 
     async def ended(self, session_id: str) -> None:
         """Return when the session has nothing left, or when that has to wait, or the store stops."""
         self.begin()
-        if self._task is None:
+        if self._task is None or self._task.done():
             return
         answer = self._answers.get(session_id)
         if answer is None:
@@ -94,6 +95,11 @@ class Removals:
         except ActorStopped:
             pass  # the next store that opens the database goes on
         finally:
+            self._worked(self._task)
+
+    def _worked(self, task: asyncio.Task[None] | None) -> None:
+        """Let callers go. Also of a task that was cancelled before its first step."""
+        if self._task is task:
             self._task = None
             self._answer(*self._answers)
 

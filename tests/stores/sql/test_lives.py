@@ -106,15 +106,20 @@ class Life:
         run, span = Run.new(session_id=session_id, input=1), Span(self._now())
         self._enqueued[session_id][run.id] = span
         await self._tried(span, lambda store: store.enqueue_run(run))
-        claimed = await self._tried(Span(0), lambda store: store.claim_run(session_id))
-        if claimed is None:
+
+        async def claim(store: SQLSessionStore) -> tuple[SQLSessionStore, Run | None]:
+            return store, await store.claim_run(session_id)
+
+        claimant, claimed = await self._tried(Span(0), claim) or (None, None)
+        if claimant is None or claimed is None:
             return
         if session_id == KEPT:
             assert (claimed.id, claimed.attempt) not in self._claims
             self._claims.add((claimed.id, claimed.attempt))
             self._held.add(claimed.id)
         if self.random.random() < 0.3:
-            await self._tried(Span(0), lambda store: store.release_run(claimed.fence))
+            with suppress(StoreUnavailable, ActorStopped):  # it is owed then; or the node is no more
+                await claimant.release_run(claimed.fence)
             if session_id == KEPT:
                 self._released.add(claimed.id)
             return

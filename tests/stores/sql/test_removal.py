@@ -337,6 +337,23 @@ async def test_one_that_cannot_be_removed_holds_up_no_others() -> None:
     removals._task.cancel()
 
 
+async def test_a_removal_cancelled_before_its_first_step_lets_callers_go() -> None:
+    async def find(past: str, limit: int) -> list[str]:
+        return []
+
+    async def remove(session_ids: list[str]) -> list[str]:
+        return session_ids
+
+    removals = Removals(find=find, remove=remove, spawn=asyncio.create_task, clock=JumpingClock())
+    for cancelled in (True, False):
+        waiting = asyncio.create_task(removals.ended("s"))
+        await asyncio.sleep(0)
+        if cancelled and removals._task is not None:
+            removals._task.cancel()  # as the end of the store does
+        await waiting
+        await until(lambda: not removals._task)
+
+
 async def test_what_a_process_left_that_was_killed_in_the_middle_is_never_seen_and_removed(
     file: str, store: PatientStore, node: NewNode
 ) -> None:

@@ -16,7 +16,7 @@ from asm_runtime.stores.sql.sqlite.read_only import ReadOnlyConnections
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-__all__ = ["database_of"]
+__all__ = ["database_of", "migrate_now"]
 
 _SCHEMES = ("sqlite", "sqlite+pysqlite", "sqlite+aiosqlite")
 _ALLOWED = "sqlite:///file.db, sqlite:// or an AsyncEngine on sqlite+aiosqlite"
@@ -61,6 +61,25 @@ def database_of(
         return SQLiteDatabase(ReadOnlyConnections(path, busy_timeout_ms=busy_timeout_ms), node_id)
     file = FileConnections(path, synchronous=synchronous, migrate=migrate, busy_timeout_ms=busy_timeout_ms)
     return SQLiteDatabase(file, node_id)
+
+
+def migrate_now(url: str, revision: str, *, down: bool) -> None:
+    """Take a database's schema to a revision, all steps or none. For a thread: it reads scripts and writes.
+
+    Args:
+        url: As for `database_of`, which has not refused it.
+        revision: Which; `base`: no tables.
+        down: Whether it is older than the present one; what newer tables hold is lost.
+
+    Raises:
+        ValidationError: There is no such revision that way.
+        Conflict: Another process uses the database, which loses data.
+        StoreError: The database refused.
+    """
+    # Only here: SQLAlchemy and Alembic take longer to load than a database to open.
+    from asm_runtime.stores.sql.sqlite import migrating
+
+    migrating.migrate_now(url, revision, down=down)
 
 
 def _not_read_only(why: str) -> ValidationError:

@@ -58,6 +58,8 @@ _PIECE = LARGE * CHARACTERS_PER_VALUE
 
 MIN_INT, MAX_INT = -(2**63), 2**63 - 1
 
+_SCALARS = frozenset((int, float, bool, type(None)))
+
 encode = msgspec.json.Encoder().encode
 decode = msgspec.json.Decoder().decode
 
@@ -77,17 +79,33 @@ def canonical_object(value: Any, name: str) -> JsonObject:
     if value is None:
         return {}
     kind: type[Any] = type(value)  # pyright: ignore[reportUnknownVariableType]
-    if kind is dict and len(value) < 10:
-        for key, item in value.items():
-            if type(key) is not str or type(item) is not str or not (key.isascii() and item.isascii()):
-                break
-        else:
-            return dict(value)  # nearly all of them: a few texts
+    if kind is dict and len(value) < 10 and _is_flat(value):
+        return dict(value)  # nearly all of them: a few texts and numbers
     if not isinstance(value, dict):
         raise ValidationError(
             f"{name} must be a dict with string keys, not {_described(value)}", details={"path": name}
         )
     return canonical(value, name)  # type: ignore[no-any-return]  # a dict gives a dict
+
+
+def _is_flat(value: dict[Any, Any]) -> bool:
+    """Whether a shallow copy is a canonical one. No promise the other way round."""
+    for key, item in value.items():
+        if type(key) is not str or not key.isascii():
+            return False
+        kind: type[Any] = type(item)  # pyright: ignore[reportUnknownVariableType]
+        if kind is str:
+            if not item.isascii() and _has_lone_surrogate(item):
+                return False
+        elif kind is int:
+            if not MIN_INT <= item <= MAX_INT:
+                return False
+        elif kind is float:
+            if not isfinite(item):
+                return False
+        elif kind is not bool and item is not None:
+            return False
+    return True
 
 
 def canonical(value: Any, name: str) -> Any:
@@ -104,10 +122,13 @@ def is_large(value: Any) -> bool:
     kind: type[Any] = type(value)  # pyright: ignore[reportUnknownVariableType]
     if kind is dict and len(value) < 10:
         for item in value.values():
-            if type(item) is not str or len(item) > CHARACTERS_PER_VALUE:
+            if type(item) is str:
+                if len(item) > CHARACTERS_PER_VALUE:
+                    break
+            elif type(item) not in _SCALARS:
                 break
         else:
-            return False  # nearly all of them: a few short texts
+            return False  # nearly all of them: a few short texts and numbers
     found: list[Any] = [value]
     characters = 0
     for item in found:  # grows on the way

@@ -4,6 +4,7 @@ import enum
 import json
 import math
 from collections import OrderedDict, UserDict, deque
+from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
 from random import Random
@@ -388,3 +389,27 @@ def test_no_piece_is_much_larger_than_what_is_large() -> None:
     pieces = list(payload.json_pieces(made))
     assert json.loads(b"".join(pieces)) == made
     assert max(map(len, pieces)) < 4 * LARGE * payload.CHARACTERS_PER_VALUE
+
+
+FEW_PLAIN: list[Any] = [
+    None, True, 0, -(2**63), 2**63 - 1, 1.5, -0.0, "", "é", "\x00",
+    2**63, -(2**63) - 1, math.nan, -math.inf, "\ud800", b"", Level.HIGH, Color.RED, Euros(1), (1,), [{}],
+    {"c": {}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", FEW_PLAIN, ids=repr)
+@pytest.mark.parametrize("key", ["b", "é", "\ud800", 1, Color.RED])
+@pytest.mark.parametrize("count", [1, 20])
+def test_a_few_plain_values_are_copied_as_any_others(value: Any, key: Any, count: int) -> None:
+    payload = {f"a{number}": "x" for number in range(count)} | {key: value}
+
+    def outcome(copied: Callable[[Any, str], Any]) -> object:
+        try:
+            copy = copied(payload, "data")
+        except ValidationError as refused:
+            return str(refused)
+        assert copy is not payload
+        return encode(copy), [type(item).__name__ for pair in copy.items() for item in pair]
+
+    assert outcome(canonical_object) == outcome(canonical)

@@ -14,6 +14,7 @@ import pytest
 
 from asm_runtime.actor import Actor, GroupActor, Letter, Monitor, answer
 from asm_runtime.errors import ActorStopped, MailboxFull, ValidationError
+from asm_runtime.tasks import _left_behind
 from asm_runtime.testing.clock import JumpingClock
 from tests.loops import loop_factories
 
@@ -1278,6 +1279,37 @@ async def test_a_crash_cuts_short_a_stop_that_waits_for_a_handler() -> None:
     await turns()
 
 
+async def test_tasks_that_begin_while_others_end_are_ended_too(actor: Recorder) -> None:
+    async def live(ends: int) -> None:
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            if ends > 1:
+                actor.spawn(live(ends - 1))
+                await turns(2)
+            actor.note(ends)
+
+    actor.spawn(live(3))
+    await turns()
+    await actor.stop()
+    assert actor.log == ["started", "stopped", 3, 2, 1]
+
+
+async def test_a_task_that_does_not_end_in_time_is_left_behind_but_not_lost() -> None:
+    clock = JumpingClock()
+    actor = await Impatient(clock=clock).start()
+    task = actor.spawn(actor.hang())
+    await actor.busy.wait()
+    stopping = asyncio.ensure_future(actor.stop())
+    await clock.until_timers(1)
+    await clock.advance_ms(1_000)
+    await stopping
+    assert task in _left_behind  # the loop holds its tasks weakly
+    actor.gate.set()
+    await turns()
+    assert task not in _left_behind
+
+
 async def test_an_answer_that_comes_too_late_is_no_failure(
     actor: Recorder, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -1598,6 +1630,49 @@ async def test_a_full_mailbox_of_a_group_actor_lets_in_as_many_as_a_group_took()
     actor.gate.set()
     await asyncio.gather(first, *others)
     assert actor.groups == [[0], [1, 2], [3, 4], [5, 6]]
+
+
+async def test_a_group_that_fails_after_its_first_answer_is_not_the_last() -> None:
+    class Failing(Grouping):
+        async def handle_group(self, letters: list[Letter]) -> None:
+            for _, args, reply in letters:
+                if args[0] < 0:
+                    raise ValueError("no")
+                assert reply is not None
+                answer(reply, args[0])
+
+    actor = await Failing().start()
+    replies = [actor.call(actor.double, number) for number in (1, -1, 2)]
+    await asyncio.wait(replies)
+    assert replies[0].result() == 1
+    assert [str(reply.exception()) for reply in replies[1:]] == ["no", "no"]
+    assert await actor.call(actor.double, 3) == 3
+
+
+async def test_who_waits_for_room_is_let_in_when_a_group_takes_more() -> None:
+    class Taking(Grouping):
+        async def handle_group(self, letters: list[Letter]) -> None:
+            self.entered.set()
+            await self.gate.wait()
+            taken.extend(self.take())
+            await asyncio.Event().wait()
+
+    taken: list[Letter] = []
+    actor = await Taking(mailbox_limit=1).start()
+    asked: list[asyncio.Future[int]] = [actor.call(actor.double, 0)]
+    await actor.entered.wait()
+    asked.append(actor.call(actor.double, 1))
+    casting = asyncio.ensure_future(actor.cast(actor.answer_nothing))
+    await turns()
+    assert not casting.done()
+    actor.gate.set()
+    await turns()
+    assert casting.done()
+    assert len(taken) == 1
+    actor.crash(ValueError("enough"))
+    for reply in asked:
+        with pytest.raises(ActorStopped):
+            await reply
 
 
 async def test_a_reply_that_a_group_keeps_is_answered_later_or_at_the_end() -> None:

@@ -654,3 +654,21 @@ async def test_a_child_that_was_forgotten_is_collectable(
     await turns()
     gc.collect()
     assert [reference() for reference in gone] == [None, None]
+
+
+async def test_a_child_asked_for_while_its_unfinished_start_is_stopped_is_started_anew(
+    supervisor: Supervisor, nursery: Nursery
+) -> None:
+    nursery.start_gate.clear()
+    first = asyncio.ensure_future(supervisor.start_child("a", nursery))
+    await turns()
+    stopping = asyncio.ensure_future(supervisor.stop_child("a"))
+    await asyncio.sleep(0)
+    second = asyncio.ensure_future(supervisor.start_child("a", nursery))
+    await turns()
+    nursery.start_gate.set()
+    await stopping
+    with pytest.raises(ActorStopped):
+        await first
+    assert await second is supervisor.child("a")
+    assert nursery.most_alive == 1

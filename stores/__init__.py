@@ -14,6 +14,7 @@ from asm_runtime.stores.memory import InMemorySessionStore
 from asm_runtime.stores.memory_artifacts import InMemoryArtifactRegistry
 
 if TYPE_CHECKING:
+    from asm_runtime.stores.artifacts.objects import ObjectArtifactStore
     from asm_runtime.stores.sql import SQLSessionStore
     from asm_runtime.stores.sql.artifacts import ArtifactRegistry
 
@@ -23,11 +24,13 @@ __all__ = [
     "FileArtifactStore",
     "InMemoryArtifactRegistry",
     "InMemorySessionStore",
+    "ObjectArtifactStore",
     "SQLSessionStore",
 ]
 
 _ON_DEMAND = {
     "ArtifactRegistry": "asm_runtime.stores.sql.artifacts",
+    "ObjectArtifactStore": "asm_runtime.stores.artifacts.objects",
     "SQLSessionStore": "asm_runtime.stores.sql",
 }
 

@@ -21,7 +21,7 @@ CONTRACT = {
     ),
     "asm_runtime.stores": (
         "ArtifactRegistry CompositeSessionStore FileArtifactStore InMemoryArtifactRegistry "
-        "InMemorySessionStore SQLSessionStore"
+        "InMemorySessionStore ObjectArtifactStore SQLSessionStore"
     ),
     "asm_runtime.adapters": "ScriptedAdapter ShellAdapter",
     "asm_runtime.actor": "Actor Supervisor",

@@ -16,7 +16,7 @@ from asm_runtime import Event
 from asm_runtime.stores import SQLSessionStore
 from asm_runtime.stores.sql import operations
 from asm_runtime.stores.sql.rows import event_row
-from asm_runtime.stores.sql.sqlite import opening
+from asm_runtime.stores.sql.sqlite import changes, opening, writer
 from asm_runtime.stores.sql.sqlite.writer import Groups
 from tests.stores.sql.sqlite.inside import database
 
@@ -77,3 +77,30 @@ async def test_where_the_disk_is_slow_to_sync_a_large_group_is_one_transaction(f
             *(store.append_event(Event.new(type="custom", session_id="s")) for _ in range(100))
         )
         assert parts == [100]
+
+
+def test_who_has_missed_more_changes_than_are_kept_is_told_that_anything_may_have_changed(
+    connection: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(changes, "FORGET_EVERY", 4)
+    monkeypatch.setattr(writer, "FORGET_EVERY", 4)
+    monkeypatch.setattr(changes, "KEPT_CHANGES", 8)
+    cursor = connection.cursor()
+    mine, others = Groups(name="d", node_id="mine"), Groups(name="d", node_id="others")
+
+    def append(groups: Groups, session_id: str) -> list[str] | None:
+        request = operations.append, ([event_row(Event.new(type="custom", session_id=session_id))], None)
+        return groups.run(cursor, [request], datetime(2024, 1, 1, tzinfo=UTC)).foreign
+
+    assert append(mine, "s") is None  # who looks for the first time knows nothing
+    append(others, "a")
+    append(others, "b")
+    assert sorted(append(mine, "s") or ()) == ["a", "b"]
+    assert append(mine, "s") == []
+    append(others, "a")
+    for _ in range(20):
+        append(others, "b")
+    assert append(mine, "s") is None
+    append(others, "b")
+    nothing = operations.claim_run, ("s", None, None)  # a group that changes nothing looks too
+    assert mine.run(cursor, [nothing], datetime(2024, 1, 1, tzinfo=UTC)).foreign == ["b"]

@@ -56,6 +56,13 @@ async def obey(store: SQLSessionStore, command: str, *args: str) -> None:
             session, transaction.REMOVED_AT_ONCE, commits = args[0], int(args[1]), int(args[2])
             set_observer(Dying(commits))
             await store.delete_session(session)
+        case "delete-until-killed":
+            session, transaction.REMOVED_AT_ONCE = args[0], 5
+            while True:
+                await store.append_events([Event.new(type="custom", session_id=session) for _ in range(40)])
+                say("appended")
+                await store.delete_session(session)
+                say("deleted")
         case "enqueue":
             await store.enqueue_run(Run.new(session_id=args[0], id=args[1]))
             say("enqueued")

@@ -1,4 +1,4 @@
-"""Random lives of several processes on one file: they append, claim, fork, end and are killed.
+"""Random lives of several processes on one file: they append, claim, delete, fork, end and are killed.
 
 `ASM_SOAK=200 pytest tests/stores/sql/test_soak.py` takes that many steps instead of a few.
 """
@@ -13,12 +13,14 @@ import sqlite3
 
 import pytest
 
+from asm_runtime import Event
 from asm_runtime.stores import SQLSessionStore
 from tests.stores.sql.conftest import Node
 from tests.stores.sql.test_processes import NewNode
 
 STEPS = int(os.environ.get("ASM_SOAK", "24"))
 SESSIONS = ("s", "t")
+DELETED = "d"
 
 
 class Life:
@@ -38,7 +40,7 @@ class Life:
         if len(self.nodes) < 2:
             self.nodes.append(await self._new_node())
         node = self._random.choice(self.nodes)
-        match self._random.choice(["append", "append", "together", "run", "fork", "kill", "end"]):
+        match self._random.choice(["append", "append", "together", "run", "fork", "kill", "delete", "end"]):
             case "append":
                 await self._append(node)
             case "together":
@@ -55,6 +57,12 @@ class Life:
                 await node.tell(f"append-until-killed {session}")
                 for _ in range(self._random.randrange(1, 6)):
                     self.acknowledged[session].add(await node.heard())
+                self.nodes.remove(node)
+                await node.kill()
+            case "delete":
+                await node.tell(f"delete-until-killed {DELETED}")
+                for _ in range(self._random.randrange(1, 6)):
+                    await node.heard()
                 self.nodes.remove(node)
                 await node.kill()
             case _:
@@ -82,6 +90,12 @@ async def test_nothing_acknowledged_is_lost_and_no_number_left_out(
                 events = await store.get_events(session)
                 assert [event.sequence_number for event in events] == list(range(1, len(events) + 1))
                 assert ids <= {event.id for event in events}
+            events = await store.get_events(DELETED)
+            assert [event.sequence_number for event in events] == list(range(1, len(events) + 1))
+            await store.delete_session(DELETED)
+            (event,) = await store.append_events([Event.new(type="custom", session_id=DELETED)])
+            assert event.sequence_number == 1
+            assert await store.get_events(DELETED) == [event]
             orphans = {run.id for run in await store.list_orphaned_runs()}
             assert orphans == {run for run, owner in life.owners.items() if owner not in life.nodes}
     finally:

@@ -12,7 +12,9 @@ from collections.abc import Iterator
 import pytest
 from blockbuster import blockbuster_ctx
 
-from tests.loops import LoopFactory, chosen_loops, loop_factories
+pytest.register_assert_rewrite("asm_runtime.testing.store_case")  # whoever imports it first
+
+from tests.loops import LoopFactory, chosen_loops, loop_factories  # noqa: E402
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -26,12 +26,14 @@ from typing import Any, ClassVar
 
 import pytest
 
-from asm_runtime.clock import Clock
-from asm_runtime.errors import ActorStopped, ArtifactNotFound, Conflict, ValidationError
-from asm_runtime.ports import ArtifactRegistry, ArtifactStats
-from asm_runtime.records import Artifact
-from asm_runtime.testing.clock import JumpingClock
-from asm_runtime.testing.store_case import StoreUnderTest, events, session
+pytest.register_assert_rewrite("asm_runtime.testing.store_case")
+
+from asm_runtime.clock import Clock  # noqa: E402  the asserts are rewritten first
+from asm_runtime.errors import ActorStopped, ArtifactNotFound, Conflict, ValidationError  # noqa: E402
+from asm_runtime.ports import ArtifactRegistry, ArtifactStats  # noqa: E402
+from asm_runtime.records import Artifact  # noqa: E402
+from asm_runtime.testing.clock import JumpingClock  # noqa: E402
+from asm_runtime.testing.store_case import StoreUnderTest, events, session  # noqa: E402
 
 __all__ = ["ArtifactRegistryConformance", "artifact"]
 

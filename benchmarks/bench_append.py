@@ -121,6 +121,6 @@ async def on_sqlite(harness: Harness, synchronous: str) -> None:
                 repetitions=3 * harness.repetitions,
             )
             if synchronous == "FULL":
-                harness.ratio(case, "store", "1 row a commit", at_least=0.6, goal=0.69)
+                harness.ratio(case, "store", "1 row a commit", at_least=0.7, goal=0.84)
         finally:
             raw.close()

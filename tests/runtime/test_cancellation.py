@@ -185,6 +185,20 @@ async def test_the_time_of_a_run_counts_from_its_start_not_from_its_adapters(sto
             await server.await_run(run_id)
 
 
+async def test_the_silence_of_a_run_counts_from_the_start_of_its_adapter(store: SessionStore) -> None:
+    faulty, clock, gate = FaultyStore(store), JumpingClock(), Gate()
+    async with await open_server(faulty, ScriptedAdapter([gate]), clock=clock) as server:
+        faulty.hanging.add("append_events")
+        run_id = await server.submit_run({}, idle_timeout_ms=100)
+        await until(lambda: faulty.calls["append_events"])
+        await clock.advance_ms(500)
+        faulty.heal()
+        await gate.reached()
+        await clock.advance_ms(99)
+        gate.open()
+        assert (await server.await_run(run_id)).status == RunStatus.COMPLETED
+
+
 @pytest.mark.parametrize("script", [[], [tokens(3)]])
 async def test_a_run_leaves_no_timer_behind(store: SessionStore, script: Any) -> None:
     clock = JumpingClock()

@@ -13,7 +13,7 @@ from asm_runtime.adapters import ScriptedAdapter
 from asm_runtime.adapters.scripted import Gate
 from asm_runtime.errors import Conflict, StoreUnavailable
 from asm_runtime.observer import Observer, RunTrace, set_observer
-from asm_runtime.ports import SessionStore
+from asm_runtime.ports import ExecutionResult, SessionStore
 from asm_runtime.runtime.dispatcher import ABANDONED_A_TURN, RECOUNT_PAGE
 from asm_runtime.testing import JumpingClock
 from tests.runtime.faulty import FaultyStore
@@ -382,3 +382,75 @@ async def test_a_long_queue_is_let_go_a_part_in_each_turn(store: SessionStore, e
             await server.stop()
     finally:
         set_observer(before)
+
+
+async def test_a_run_that_is_submitted_while_a_claim_finds_nothing_is_claimed(store: SessionStore) -> None:
+    faulty, clock = FaultyStore(store), JumpingClock()
+    async with await open_server(faulty, ScriptedAdapter(), clock=clock) as server:
+        await until_idle(server)
+        faulty.late.add("claim_run")
+        server._dispatcher.look()
+        await until(lambda: faulty.held["claim_run"] == 1)
+        news = faulty.calls["wait_for_runs"]
+        run_id = await server.submit_run({})
+        await until(lambda: faulty.calls["wait_for_runs"] > news and not faulty.asked)
+        faulty.heal()
+        await server.await_run(run_id)
+
+
+async def test_a_run_that_goes_on_elsewhere_stops_its_adapter_here(store: SessionStore) -> None:
+    faulty, gate = FaultyStore(store), Gate()
+    adapter = ScriptedAdapter([gate])
+    async with await open_server(faulty, adapter) as server:
+        run_id = await server.submit_run({})
+        await gate.reached()
+        await until_idle(server)
+        faulty.hanging.add("list_runs")  # it sees nothing in between
+        run = await store.get_run(run_id)
+        await store.flush(ExecutionResult(run=run.with_status("pending")), fence=run.fence)
+        again = await store.claim_run(server.session_id)
+        assert again is not None
+        assert adapter.cancel_calls == []
+        faulty.heal()
+        await until(lambda: adapter.cancel_calls == [run_id])
+        await until(lambda: not server.status().in_flight_runs)
+        assert (await store.get_run(run_id)).attempt == again.attempt == run.attempt + 1
+        assert (await store.get_run(run_id)).status == RunStatus.RUNNING
+
+
+async def test_the_queue_is_not_recounted_at_each_look(store: SessionStore) -> None:
+    faulty, clock = FaultyStore(store), JumpingClock()
+    async with await open_server(faulty, ScriptedAdapter(), clock=clock) as server:
+        await server.execute_run({})
+        await until_idle(server)
+        before = faulty.calls["list_runs"]
+        for _ in range(5):
+            server._dispatcher.look()
+            await until_idle(server)
+        assert faulty.calls["list_runs"] <= before + 1
+        await clock.advance_ms(1_000)  # and once more when things have calmed down
+        await until(lambda: faulty.calls["list_runs"] > before)
+
+
+async def test_orphans_that_a_server_finds_at_its_start_go_before_what_waits(store: SessionStore) -> None:
+    faulty: Any = FaultyStore(store)
+    adapter = ScriptedAdapter([])
+    manager = SessionManager(store, adapter)
+    session = await manager.start_active_session(agent_id="tester")
+    runs = [await manager.start_run(session.id, {}) for _ in range(4)]
+    claimed = await store.claim_run(session.id)
+    assert claimed is not None
+    await store.release_run(claimed.fence)
+    faulty.late.add("list_orphaned_runs")
+    server = SessionServer(
+        store=faulty, adapter=adapter, session_id=session.id, max_concurrent_runs=2, on_orphan="requeue"
+    )
+    async with server:
+        await until(lambda: faulty.held["list_orphaned_runs"])
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert adapter.started == []
+        faulty.heal()
+        for run in runs:
+            await server.await_run(run.id)
+    assert adapter.started[0] == runs[0].id

@@ -243,6 +243,22 @@ async def test_an_idle_server_asks_the_store_for_nothing(store: SessionStore) ->
         assert faulty.calls - before == {"list_orphaned_runs": 1}
 
 
+async def test_who_awaits_a_queued_run_asks_the_store_for_nothing_meanwhile(store: SessionStore) -> None:
+    faulty, clock = FaultyStore(store), JumpingClock()
+    async with await open_server(faulty, ScriptedAdapter(), clock=clock) as server:
+        await server.manager.pause_session(server.session_id)
+        waiting = asyncio.create_task(server.await_run(await server.submit_run({})))
+        await until(lambda: clock.timers)
+        await clock.advance_ms(1_000)
+        await until(lambda: faulty.calls["get_run"] and not faulty.asked)
+        before = faulty.calls["get_run"]
+        for _ in range(8):
+            await clock.advance_ms(1_000)
+            await until(lambda: not faulty.asked)
+        assert faulty.calls["get_run"] == before == 1
+        waiting.cancel()
+
+
 async def test_a_store_whose_wait_answers_early_is_asked_again_after_a_pause(store: SessionStore) -> None:
     faulty: Any = FaultyStore(store)
     clock = JumpingClock()

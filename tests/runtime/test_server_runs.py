@@ -599,7 +599,10 @@ async def test_awaiting_a_run_that_starts_at_once_reads_nothing(store: SessionSt
     faulty: Any = FaultyStore(store)
     clock, gate = JumpingClock(), Gate()
     async with await open_server(faulty, ScriptedAdapter([gate]), clock=clock) as server:
+        faulty.hanging.add("claim_run")
         waiting = [asyncio.create_task(server.execute_run({}))]
+        await until(lambda: server._readers_here()._awaited)
+        faulty.heal()
         (run_id,) = await gate.reached()
         waiting += [asyncio.create_task(server.await_run(run_id)) for _ in range(3)]
         await until(lambda: len(server._readers_here()._awaited.get(run_id, ())) == 4)

@@ -672,3 +672,33 @@ async def test_a_child_asked_for_while_its_unfinished_start_is_stopped_is_starte
         await first
     assert await second is supervisor.child("a")
     assert nursery.most_alive == 1
+
+
+async def test_a_child_that_crashes_while_it_is_stopped_has_no_successor(
+    supervisor: Supervisor, nursery: Nursery
+) -> None:
+    child = await supervisor.start_child("a", nursery)
+    hanging = child.call(asyncio.Event().wait)
+    await turns()
+    stopping = asyncio.ensure_future(supervisor.stop_child("a"))
+    await turns()
+    child.crash(ValueError("enough"))
+    await stopping
+    await turns()
+    with pytest.raises(ActorStopped):
+        await hanging
+    assert len(nursery.made) == 1
+    assert supervisor.children() == []
+
+
+async def test_a_crash_is_counted_once_though_somebody_asks_for_the_child_at_once(
+    supervisor: Supervisor, nursery: Nursery, caplog: pytest.LogCaptureFixture
+) -> None:
+    child = await supervisor.start_child("a", nursery)
+    for _ in range(3):
+        child.crash(ValueError("enough"))
+        child = await supervisor.start_child("a", nursery)
+    assert "gives up" not in caplog.text
+    child.crash(ValueError("enough"))
+    await turns()
+    assert "gives up" in caplog.text

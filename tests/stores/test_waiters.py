@@ -14,6 +14,7 @@ from asm_runtime.clock import SystemClock
 from asm_runtime.errors import ValidationError
 from asm_runtime.observer import Observer, set_observer
 from asm_runtime.records import Event
+from asm_runtime.stores import pace
 from asm_runtime.stores.filters import EventFilter
 from asm_runtime.stores.waiters import (
     BYTES_IN_HAND,
@@ -121,6 +122,12 @@ def test_a_wrong_filter_is_refused(wrong: dict[str, Any]) -> None:
 
 
 # -- waiting for events
+
+
+@pytest.fixture(autouse=True)
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many are told in a turn does not depend on how busy the machine is."""
+    monkeypatch.setattr(pace, "STRETCH_SECONDS", 3600)
 
 
 @pytest.fixture
@@ -510,6 +517,19 @@ async def test_a_thousand_deadlines_at_one_moment_end_in_turns_of_the_loop(
     await watching
     assert max(later - before for before, later in pairwise(done)) <= TOLD_AT_ONCE
     assert [await answer for answer in answers] == [[]] * MANY
+
+
+async def test_who_takes_long_to_be_told_leaves_the_others_for_the_next_turns(
+    waiters: EventWaiters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pace, "STRETCH_SECONDS", 0)
+    answers = waiting(waiters, 5)
+    waiters.appended("s", events([1]))
+    done = [sum(answer.done() for answer in answers)]
+    while waiters._queue:
+        await asyncio.sleep(0)
+        done.append(sum(answer.done() for answer in answers))
+    assert done == [1, 2, 3, 4, 5]
 
 
 async def test_who_is_about_to_be_told_may_leave(waiters: EventWaiters) -> None:

@@ -43,8 +43,6 @@ REMOVED_AT_ONCE = 8
 HASHED_AT_ONCE = 65_536
 """How many bytes are hashed on the event loop; more are in a thread."""
 
-_END = b""
-
 
 class RegisteredArtifacts:
     """Keeps `asm_runtime.ports.ArtifactStore` by the live rows of a registry.
@@ -121,16 +119,16 @@ class RegisteredArtifacts:
         while True:
             pieces = self._artifacts.stream(row.storage_ref, chunk_size=chunk_size)
             try:
-                piece = await anext(pieces, _END)
+                piece = await anext(pieces, None)
                 break
             except ArtifactNotFound:
                 row = await self._newer(row)
         check = _Check(row)
         try:
-            while piece:
+            while piece is not None:
                 await check.add(piece)
                 yield piece
-                piece = await anext(pieces, _END)
+                piece = await anext(pieces, None)
         except ArtifactNotFound as error:
             raise StoreError(f"the blob of artifact {key!r} was removed while it was read") from error
         finally:

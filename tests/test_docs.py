@@ -182,8 +182,17 @@ def test_a_make_target_that_is_not_there_would_be_found(tmp_path: Path) -> None:
     assert make_targets_of(page) == {"certain", "nothing"}
 
 
-def test_the_store_of_the_page_on_stores_passes_the_suite_as_it_stands(tmp_path: Path) -> None:
-    (block,) = (block for block in python_blocks("docs/stores.md") if "SessionStoreConformance" in block)
+@pytest.mark.parametrize(
+    ("page", "suite", "tests"),
+    [
+        ("docs/stores.md", "SessionStoreConformance", 100),
+        ("docs/artifacts.md", "ArtifactStoreConformance", 70),
+    ],
+)
+def test_the_store_of_a_page_passes_the_suite_as_it_stands(
+    page: str, suite: str, tests: int, tmp_path: Path
+) -> None:
+    (block,) = (block for block in python_blocks(page) if suite in block)
     (tmp_path / "test_my_store.py").write_text(block)
     (tmp_path / "pytest.ini").write_text("[pytest]\nasyncio_mode = auto\n")
     done = subprocess.run(
@@ -195,4 +204,4 @@ def test_the_store_of_the_page_on_stores_passes_the_suite_as_it_stands(tmp_path:
     )
     assert done.returncode == 0, done.stdout
     (passed,) = re.findall(r"(\d+) passed", done.stdout)
-    assert int(passed) > 100
+    assert int(passed) > tests

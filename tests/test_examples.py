@@ -77,6 +77,12 @@ def test_a_resumed_subscription_sees_each_event_once(tmp_path: Path) -> None:
     assert shown.endswith("each event once, in order\n")
 
 
+def test_a_kept_artifact_is_replaced_and_goes_with_its_session(tmp_path: Path) -> None:
+    shown = run_example("keep_artifacts.py", tmp_path)
+    assert shown.startswith("report.txt: 1200000 bytes, sha256 ")
+    assert shown.endswith("listed ['report.txt']\nwith the session gone []\n")
+
+
 def test_the_console_shows_the_spans_of_a_run_below_the_services_own(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in run_example("otel_console.py", tmp_path).splitlines()]
     spans = {line["name"]: line for line in lines if "parent_id" in line}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Generator
 from contextlib import contextmanager
 from datetime import UTC
@@ -237,6 +238,7 @@ class ServiceArtifacts:
     @contextmanager
     def _translating(self, key: str | None = None) -> Generator[None]:
         """Have errors of the client become ours; of a missing object, where one is asked for by key."""
+        _refuse_inherited()
         try:
             yield
         except (AsmError, _GivenUp):
@@ -247,6 +249,23 @@ class ServiceArtifacts:
             raise translated(error, self._name) from None
         except Exception as error:
             raise translated(error, self._name) from None
+
+
+_used_in: int | None = None
+"""The process in which the threads of obstore are. In one that was forked from it they are not, and whatever
+is asked of them is never answered."""
+
+
+def _refuse_inherited() -> None:
+    global _used_in
+    process = os.getpid()
+    if _used_in is None:
+        _used_in = process
+    elif _used_in != process:
+        raise StoreError(
+            "obstore was in use when this process was forked, and does not work here: start processes by "
+            "spawning them, or fork before the first use"
+        )
 
 
 class _GivenUp(Exception):

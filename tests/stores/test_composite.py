@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -474,6 +477,54 @@ async def test_a_stop_waits_for_a_replacement_that_is_under_way(
     async with SQLSessionStore(f"sqlite:///{tmp_path}/asm.db") as again:
         assert await ArtifactRegistry(again).get("k") == row
     assert await kept(blobs) == [row.storage_ref]
+
+
+WRITER = """
+import asyncio, sys
+from asm_runtime.stores import ArtifactRegistry, CompositeSessionStore, FileArtifactStore, SQLSessionStore
+
+async def main(place):
+    sessions = SQLSessionStore(f"sqlite:///{place}/asm.db")
+    async with CompositeSessionStore(
+        sessions=sessions, artifacts=FileArtifactStore(f"{place}/blobs"), registry=ArtifactRegistry(sessions)
+    ) as store:
+        number = int(sys.argv[2])
+        while True:
+            number += 1
+            await store.put(f"k{number % 3}", b"%08d" % number * 5_000, session_id="s")
+            if number % 5 == 0:
+                await store.delete(f"k{number % 2}")
+            print(number, flush=True)
+
+asyncio.run(main(sys.argv[1]))
+"""
+
+
+async def test_a_process_that_is_killed_leaves_no_row_without_its_blob(
+    tmp_path: Path, blobs: FileArtifactStore
+) -> None:
+    random, number = Random(3), 0
+    for _ in range(5):
+        writer = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", WRITER, str(tmp_path), str(number), stdout=subprocess.PIPE
+        )
+        assert writer.stdout is not None
+        for _ in range(random.randint(3, 20)):
+            number = int(await writer.stdout.readline())
+        for _ in range(random.randint(0, 300)):
+            await asyncio.sleep(0)
+        writer.kill()
+        rest, _ = await writer.communicate()
+        number = max([number, *map(int, rest.split())])
+        async with SQLSessionStore(f"sqlite:///{tmp_path}/asm.db") as sessions:
+            registry = ArtifactRegistry(sessions)
+            async with CompositeSessionStore(sessions=sessions, artifacts=blobs, registry=registry) as store:
+                keys = [blob.key async for blob in store.list()]
+                for key in keys:
+                    blob = await store.get(key)
+                    assert blob == blob[:8] * 5_000
+                assert len(await kept(blobs)) >= len(keys)
+    assert number >= 15
 
 
 # -- registries

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import os
+import subprocess
 import sys
 import traceback
 from collections.abc import AsyncIterator, Iterator
@@ -312,6 +314,38 @@ async def test_what_is_not_there_is_not_found(store: ObjectArtifactStore) -> Non
         await store.get("k")
     assert missing.value.__cause__ is None
     assert missing.value.details == {"key": "k"}
+
+
+FORKED = """
+import asyncio, os, signal
+from asm_runtime.errors import StoreError
+from asm_runtime.stores import ObjectArtifactStore
+
+store = ObjectArtifactStore("memory://")
+if not os.fork():
+    signal.alarm(30)
+    asyncio.run(store.put("k", b"of a child that was forked before the first use"))
+    os._exit(0)
+asyncio.run(store.put("k", b"x"))
+if not os.fork():
+    signal.alarm(30)
+    for call in (store.get("k"), store.put("k", b"y"), ObjectArtifactStore("memory://").put("k", b"z")):
+        try:
+            asyncio.run(call)
+        except StoreError as error:
+            assert "forked" in str(error)
+        else:
+            os._exit(1)
+    os._exit(0)
+print([os.waitpid(-1, 0)[1] for _ in range(2)])
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_forked_child_is_told_that_it_cannot_use_the_client() -> None:
+    imported("obstore")
+    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True)
+    assert done.stdout == "[0, 0]\n", done.stderr
 
 
 # -- the pipe

@@ -191,7 +191,7 @@ async def test_an_error_of_the_store_is_told_with_its_cause(store: SessionStore)
         ):
             busy.faulty.failing[method] = Cloud("no route")
             call = busy.call(name)
-            await advance_until_done(busy.clock, call)
+            await busy.faulty.time_passes(busy.clock, call)
             with pytest.raises(StoreError, match="no route") as told:
                 await call
             assert isinstance(told.value.__cause__, Cloud)

@@ -53,7 +53,7 @@ class Removals:
         self._answers: dict[str, asyncio.Future[None]] = {}
         """Of the callers, by session, in the order of their turns."""
         self._past = ""
-        """The last of the others' sessions that had its turn."""
+        """The last of the others' sessions that a step began with."""
         self._begun = False
         """Whether there may be something to do that was not looked for yet."""
         self._task: asyncio.Task[None] | None = None
@@ -107,13 +107,13 @@ class Removals:
         """The sessions whose turn it is; empty: nothing is left."""
         if self._answers:
             session_ids = list(islice(self._answers, count))
-            for session_id in session_ids:
-                self._answers[session_id] = self._answers.pop(session_id)
+            # The next step begins with the next one: the first may take all that a step can do.
+            self._answers[session_ids[0]] = self._answers.pop(session_ids[0])
             return session_ids
         past, self._past, self._begun = self._past, "", False
         session_ids = await self._find(past, count)
         if session_ids:
-            self._past = session_ids[-1]
+            self._past = session_ids[0]
         self._begun = self._begun or bool(session_ids or past)
         return session_ids
 

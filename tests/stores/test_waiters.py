@@ -238,6 +238,38 @@ async def test_deletion_and_stop_answer_waiters_and_readers_with_nothing(
     assert len(waiters) == 0
 
 
+async def test_a_read_that_begins_again_begins_after_what_was_read(
+    waiters: EventWaiters,
+) -> None:
+    read: list[int] = []
+
+    async def look(session_id: str, filter: EventFilter) -> tuple[list[Event], int]:
+        read.append(filter.after)
+        return ([] if filter.after < 7 else events([8])), 7
+
+    waiting = asyncio.create_task(waiters.read_or_wait("s", EVERYTHING, 60_000, look))
+    await asyncio.sleep(0)
+    waiters.changed("s")
+    assert numbers(await waiting) == [8]
+    assert read == [0, 7]
+
+
+async def test_who_is_told_to_read_again_and_then_of_the_stop_reads_no_more(waiters: EventWaiters) -> None:
+    reads = 0
+
+    async def look(session_id: str, filter: EventFilter) -> tuple[list[Event], int]:
+        nonlocal reads
+        reads += 1
+        return [], 0
+
+    waiting = asyncio.create_task(waiters.read_or_wait("s", EVERYTHING, 60_000, look))
+    await asyncio.sleep(0)
+    waiters.changed("s")
+    waiters.stop()
+    assert await waiting == []
+    assert reads == 1
+
+
 async def test_who_registers_after_the_stop_is_answered_at_once(waiters: EventWaiters) -> None:
     waiters.stop()
     assert await waiters.register("s", EVERYTHING).wait(0, 1.0) == []

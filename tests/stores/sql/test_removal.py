@@ -337,6 +337,26 @@ async def test_one_that_cannot_be_removed_holds_up_no_others() -> None:
     removals._task.cancel()
 
 
+async def test_one_with_much_to_remove_holds_up_no_others() -> None:
+    left = {"much": 50, "a little": 3}
+
+    async def find(past: str, limit: int) -> list[str]:
+        return []
+
+    async def remove(session_ids: list[str]) -> list[str]:
+        await asyncio.sleep(0)
+        left[session_ids[0]] -= 1  # it takes all that a step can do
+        return [id for id in session_ids if left[id] <= 0]
+
+    removals = Removals(find=find, remove=remove, spawn=asyncio.create_task, clock=JumpingClock())
+    much = asyncio.create_task(removals.ended("much"))
+    await asyncio.sleep(0)
+    await removals.ended("a little")
+    assert left["much"] > 40
+    await much
+    assert left["much"] == 0
+
+
 async def test_a_removal_cancelled_before_its_first_step_lets_callers_go() -> None:
     async def find(past: str, limit: int) -> list[str]:
         return []

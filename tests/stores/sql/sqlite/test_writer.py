@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from asm_runtime import Event
+from asm_runtime import Event, Run
 from asm_runtime.stores import SQLSessionStore
 from asm_runtime.stores.sql import operations
 from asm_runtime.stores.sql.rows import event_row
@@ -104,3 +104,20 @@ def test_who_has_missed_more_changes_than_are_kept_is_told_that_anything_may_hav
     append(others, "b")
     nothing = operations.claim_run, ("s", None, None)  # a group that changes nothing looks too
     assert mine.run(cursor, [nothing], datetime(2024, 1, 1, tzinfo=UTC)).foreign == ["b"]
+
+
+def test_a_session_appended_to_and_deleted_in_one_group_leaves_nothing(
+    connection: sqlite3.Connection,
+) -> None:
+    rows = [event_row(Event.new(type="custom", session_id="s")) for _ in range(3)]
+    run = Run.new(session_id="s")
+    requests: list[Any] = [
+        (operations.append, (rows, None)),
+        (operations.enqueue_run, (run, None)),
+        (operations.delete_session, ("s",)),
+    ]
+    cursor = connection.cursor()
+    outcome = Groups(name="d", node_id="n").run(cursor, requests, datetime(2024, 1, 1, tzinfo=UTC))
+    assert outcome.results[1:] == [run, True]
+    for table in ("asm_events", "asm_runs", "asm_session_sequences", "asm_removals"):
+        assert cursor.execute(f"SELECT * FROM {table}").fetchall() == []

@@ -16,6 +16,8 @@ pytest.register_assert_rewrite("asm_runtime.testing.store_case")  # whoever impo
 
 from tests.loops import LoopFactory, chosen_loops, loop_factories  # noqa: E402
 
+pytest_plugins = ["tests.postgres"]
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -41,5 +43,8 @@ for _number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
 
 @pytest.fixture(autouse=True)
 def nothing_of_ours_blocks_the_loop() -> Iterator[None]:
-    with blockbuster_ctx("asm_runtime"):
+    with blockbuster_ctx("asm_runtime") as detector:
+        for function in detector.functions.values():
+            # asyncpg looks for password files and certificates, small ones, whenever it connects.
+            function.can_block_in("asyncpg/connect_utils.py", "_parse_connect_arguments")
         yield

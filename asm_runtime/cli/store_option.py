@@ -12,7 +12,7 @@ from pathlib import Path
 from asm_runtime.errors import StoreUnavailable
 from asm_runtime.stores import SQLSessionStore
 
-__all__ = ["checked_url", "make_folder", "opened", "reading", "store_url"]
+__all__ = ["checked_url", "is_sqlite", "make_folder", "opened", "reading", "store_url"]
 
 
 def store_url(option: str | None) -> str:
@@ -28,19 +28,22 @@ def store_url(option: str | None) -> str:
 
 
 @asynccontextmanager
-async def opened(where: str | None, *, create: bool) -> AsyncGenerator[SQLSessionStore]:
+async def opened(
+    where: str | None, *, create: bool, migrate: bool = False
+) -> AsyncGenerator[SQLSessionStore]:
     """The store that an option names, started.
 
     Args:
         where: See `store_url`.
         create: Make the SQLite file, or bring its schema up to date, if need be.
+        migrate: Bring the schema up to date on a server too: else nobody's tables are changed there.
 
     Raises:
         ValidationError: The option names no store.
         StoreUnavailable: The SQLite file is not there, or cannot be made.
     """
     url = checked_url(where, create=create)
-    async with SQLSessionStore(url, migrate=create) as store:
+    async with SQLSessionStore(url, migrate=create if is_sqlite(url) else migrate) as store:
         yield store
 
 
@@ -82,9 +85,16 @@ def checked_url(where: str | None, *, create: bool) -> str:
 
 
 def _file(url: str) -> Path | None:
-    """The file of a store; None: it is in memory."""
+    """The file of a store; None: it is in memory, or on a server."""
+    if not is_sqlite(url):
+        return None
     file = Path(url.partition(":///")[2])
     return file if file.name and file.name != ":memory:" else None
+
+
+def is_sqlite(url: str) -> bool:
+    """Whether a store's URL means a SQLite database."""
+    return url.startswith("sqlite")
 
 
 def make_folder(folder: Path, *, mode: int = 0o777) -> None:

@@ -20,7 +20,7 @@ from asm_runtime.stores.composite import plain_store
 from asm_runtime.stores.sql import operations
 from asm_runtime.stores.sql.database import Reader
 from asm_runtime.stores.sql.store import SQLSessionStore
-from asm_runtime.stores.sql.target import database_of
+from asm_runtime.stores.sql.target import DatabaseOptions, database_of
 from asm_runtime.stores.sql.transaction import Transaction
 
 if TYPE_CHECKING:
@@ -143,14 +143,7 @@ class _ByEngine:
     """Through an engine whose pool it shares."""
 
     def __init__(self, engine: Any, clock: Clock) -> None:
-        self._database = database_of(
-            engine,
-            node_id=new_id("nod_"),
-            synchronous="FULL",
-            migrate=False,
-            busy_timeout_ms=0,
-            read_only=False,
-        )
+        self._database = database_of(engine, new_id("nod_"), DatabaseOptions(migrate=False))
         self.name = self._database.name
         self._clock = clock
         self._opening = asyncio.Lock()

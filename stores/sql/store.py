@@ -33,7 +33,7 @@ from asm_runtime.stores.sql.rows import (
     large_drafted,
     large_event_row,
 )
-from asm_runtime.stores.sql.target import database_of
+from asm_runtime.stores.sql.target import DatabaseOptions, database_of
 from asm_runtime.stores.sql.transaction import Transaction
 from asm_runtime.stores.waiters import EventWaiters, RevisionWaiters
 
@@ -61,10 +61,10 @@ PART_BYTES = 8 << 20
 
 
 class SQLSessionStore(GroupActor):
-    """An `asm_runtime.ports.SessionStore` in a SQLite database.
+    """An `asm_runtime.ports.SessionStore` in a SQLite or a PostgreSQL database.
 
     What waits in the mailbox is committed as one transaction; reads have connections of their own
-    and never wait for it. Any number of stores, in any number of processes, may share a file.
+    and never wait for it. Any number of stores, in any number of processes, may share a database.
 
     A row that this release cannot read (somebody wrote an unknown status or broken JSON into it) is
     a `StoreError` that names it, for the calls whose answer holds it; reads past it go on.
@@ -76,19 +76,23 @@ class SQLSessionStore(GroupActor):
 
     Args:
         url_or_engine: `sqlite:///file.db` (`sqlite:////` for an absolute path), `sqlite://` for a
-            private one in memory, or an application's own `AsyncEngine` on `sqlite+aiosqlite`. Of
-            an engine the pool is shared, and never disposed; how durable it is and how long it waits
-            for a lock is up to its connections.
+            private one in memory, `postgresql://user:password@host/db` (15 or later; extra `postgres`), or
+            an application's own `AsyncEngine` on `sqlite+aiosqlite`. Of an engine the pool is shared, and
+            never disposed; how durable it is and how long it waits for a lock is up to its connections.
         synchronous: `FULL`: what was acknowledged survives a power cut. `NORMAL`: a power cut may
-            lose the last commits, a killed process loses nothing.
+            lose the last commits, a killed process loses nothing. SQLite's; None: `FULL`.
         migrate: Whether to make the tables, and bring them up to date, on start; if not, another
-            schema than the one needed is a `MigrationRequired`. None: yes.
-        busy_timeout_ms: How long to wait for a lock that another process holds.
+            schema than the one needed is a `MigrationRequired`. None: on SQLite yes, on a server no.
+        busy_timeout_ms: How long to wait for a lock that another process holds. SQLite's; None: 10 s.
         lease_ttl_ms: How long a node counts as alive after its last heartbeat, on a server database.
             SQLite needs none: the operating system knows.
         read_only: Whether to open a SQLite file that is there, and neither write to it nor make a file
             beside it: every user who may read the file can do that, in a folder that is read-only too. A call
             that writes is a `ValidationError`, a schema that is not the one needed `MigrationRequired`.
+        pool_size: How many connections read. Another one writes, one is the bell, and one renews the lease
+            once the store has claimed a run. This and the next two are a server's; None: 8.
+        connect_timeout_ms: How long to wait for a connection; None: 10 s.
+        statement_timeout_ms: How long to wait for an answer; None: 30 s.
         mailbox_limit: How many writes may wait; then callers are suspended.
         clock: The source of its times and timers.
 
@@ -100,11 +104,14 @@ class SQLSessionStore(GroupActor):
         self,
         url_or_engine: str | AsyncEngine,
         *,
-        synchronous: str = "FULL",
+        synchronous: str | None = None,
         migrate: bool | None = None,
-        busy_timeout_ms: int = 10_000,
+        busy_timeout_ms: int | None = None,
         lease_ttl_ms: int = 10_000,
         read_only: bool = False,
+        pool_size: int | None = None,
+        connect_timeout_ms: int | None = None,
+        statement_timeout_ms: int | None = None,
         mailbox_limit: int = 10_000,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
@@ -115,16 +122,24 @@ class SQLSessionStore(GroupActor):
             raise options.refused("read_only", read_only, "True or False")
         if read_only and migrate:
             raise options.refused("migrate", migrate, "False or None, if read_only")
-        options.integer("lease_ttl_ms", lease_ttl_ms, minimum=1)
-        self.node_id = new_id("nod_")
-        self._database = database_of(
-            url_or_engine,
-            node_id=self.node_id,
-            synchronous=options.choice("synchronous", synchronous, ("FULL", "NORMAL")),
-            migrate=migrate is not False,
-            busy_timeout_ms=options.integer("busy_timeout_ms", busy_timeout_ms, minimum=0),
+        if synchronous is not None:
+            synchronous = options.choice("synchronous", synchronous, ("FULL", "NORMAL"))
+        given = DatabaseOptions(
+            synchronous=synchronous,
+            migrate=migrate,
+            busy_timeout_ms=options.integer("busy_timeout_ms", busy_timeout_ms, minimum=0, optional=True),
+            lease_ttl_ms=options.integer("lease_ttl_ms", lease_ttl_ms, minimum=1),
             read_only=read_only,
+            pool_size=options.integer("pool_size", pool_size, minimum=1, optional=True),
+            connect_timeout_ms=options.integer(
+                "connect_timeout_ms", connect_timeout_ms, minimum=1, optional=True
+            ),
+            statement_timeout_ms=options.integer(
+                "statement_timeout_ms", statement_timeout_ms, minimum=1, optional=True
+            ),
         )
+        self.node_id = new_id("nod_")
+        self._database = database_of(url_or_engine, self.node_id, given)
         self._is_read_only = read_only
         self._readers = EventWaiters(clock)
         self._watchers = RevisionWaiters(clock)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import msgspec
 
 from asm_runtime import options
-from asm_runtime.errors import ValidationError
+from asm_runtime.errors import DependencyMissing, ValidationError
 from asm_runtime.stores.sql.database import Database
 from asm_runtime.stores.sql.sqlite.connections import Connections, FileConnections, MemoryConnections
 from asm_runtime.stores.sql.sqlite.database import SQLiteDatabase
@@ -16,29 +20,54 @@ from asm_runtime.stores.sql.sqlite.read_only import ReadOnlyConnections
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-__all__ = ["database_of", "migrate_now"]
+__all__ = ["DatabaseOptions", "database_of", "migrate_now"]
 
 _SCHEMES = ("sqlite", "sqlite+pysqlite", "sqlite+aiosqlite")
-_ALLOWED = "sqlite:///file.db, sqlite:// or an AsyncEngine on sqlite+aiosqlite"
+_SERVERS = ("postgresql", "postgresql+asyncpg")
+_ALLOWED = "sqlite:///file.db, sqlite://, postgresql://… or an AsyncEngine on sqlite+aiosqlite"
 _MEMORY = ("", ":memory:")
 
 
-def database_of(
-    target: str | AsyncEngine,
-    *,
-    node_id: str,
-    synchronous: str,
-    migrate: bool,
-    busy_timeout_ms: int,
-    read_only: bool,
-) -> Database:
+class DatabaseOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """The options of a store that are about its database; None: not given."""
+
+    synchronous: str | None = None
+    migrate: bool | None = None
+    busy_timeout_ms: int | None = None
+    lease_ttl_ms: int = 10_000
+    read_only: bool = False
+    pool_size: int | None = None
+    connect_timeout_ms: int | None = None
+    statement_timeout_ms: int | None = None
+
+    def refuse(self, kind: str, *names: str) -> None:
+        """See that none of these was given, which this kind of database does not have.
+
+        Raises:
+            ValidationError: One was.
+        """
+        for name in names:
+            value = getattr(self, name)
+            if value is not None:
+                raise ValidationError(
+                    f"{name} is no option of {kind}", details={"option": name, "value": value}
+                )
+
+
+def database_of(target: str | AsyncEngine, node_id: str, given: DatabaseOptions) -> Database:
     """The database, not opened yet.
 
     Raises:
-        ValidationError: There is no such database, or not in this release.
+        ValidationError: There is no such database, or not in this release; or it has no such option.
+        DependencyMissing: Its driver is not installed.
     """
+    if isinstance(target, str) and target.partition("://")[0] in _SERVERS:
+        return _on_server(target, node_id, given)
+    given.refuse("a SQLite database", "pool_size", "connect_timeout_ms", "statement_timeout_ms")
+    migrate = given.migrate is not False
+    busy_timeout_ms = 10_000 if given.busy_timeout_ms is None else given.busy_timeout_ms
     if not isinstance(target, str):
-        if read_only:
+        if given.read_only:
             raise _not_read_only("an engine writes as its own connections may")
         return SQLiteDatabase(_of_engine(target, migrate=migrate), node_id)
     scheme, separator, rest = target.partition("://")
@@ -54,12 +83,17 @@ def database_of(
     except UnicodeEncodeError as error:
         raise _refused(scheme, "its path cannot be encoded") from error
     if path in _MEMORY:
-        if read_only:
+        if given.read_only:
             raise _not_read_only("there is nothing to read in a new database")
         return SQLiteDatabase(MemoryConnections(), node_id)
-    if read_only:
+    if given.read_only:
         return SQLiteDatabase(ReadOnlyConnections(path, busy_timeout_ms=busy_timeout_ms), node_id)
-    file = FileConnections(path, synchronous=synchronous, migrate=migrate, busy_timeout_ms=busy_timeout_ms)
+    file = FileConnections(
+        path,
+        synchronous=given.synchronous or "FULL",
+        migrate=migrate,
+        busy_timeout_ms=busy_timeout_ms,
+    )
     return SQLiteDatabase(file, node_id)
 
 
@@ -80,6 +114,30 @@ def migrate_now(url: str, revision: str, *, down: bool) -> None:
     from asm_runtime.stores.sql.sqlite import migrating
 
     migrating.migrate_now(url, revision, down=down)
+
+
+def _on_server(url: str, node_id: str, given: DatabaseOptions) -> Database:
+    given.refuse("PostgreSQL", "synchronous", "busy_timeout_ms")
+    if given.read_only:
+        raise _not_read_only("a server knows who may write")
+    try:
+        _ = urlsplit(url).port  # one that is no number raises
+    except ValueError:
+        # Without what is wrong with it: that may be a piece of the password.
+        raise _refused(url.partition("://")[0], "it cannot be read") from None
+    if find_spec("asyncpg") is None:
+        raise DependencyMissing("PostgreSQL needs asyncpg: install asm-runtime[postgres]")
+    from asm_runtime.stores.sql.postgres.database import PostgresDatabase
+
+    return PostgresDatabase(
+        url,
+        node_id,
+        migrate=given.migrate is True,
+        lease_ttl_ms=given.lease_ttl_ms,
+        pool_size=given.pool_size or 8,
+        connect_timeout_ms=given.connect_timeout_ms or 10_000,
+        statement_timeout_ms=given.statement_timeout_ms or 30_000,
+    )
 
 
 def _not_read_only(why: str) -> ValidationError:

@@ -77,3 +77,12 @@ class TestSQLiteEngineInMemory(TestSQLiteEngine):
         self.deletions = clock
         yield
         await self.engine.dispose()
+
+
+class TestPostgreSQL(TestSQLiteFile):
+    @pytest.fixture(autouse=True)
+    def own_database(self, postgres_url: str) -> None:
+        self.url = postgres_url
+
+    def new_store(self, clock: Clock, place: Path) -> SQLSessionStore:
+        return SQLSessionStore(self.url, clock=clock)

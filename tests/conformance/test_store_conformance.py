@@ -75,3 +75,14 @@ class TestComposite(SharedDataConformance, SessionStoreConformance):
             registry=ArtifactRegistry(sessions),
             clock=clock,
         )
+
+
+class TestPostgreSQL(SharedDataConformance, SessionStoreConformance):
+    """One database, emptied before each test."""
+
+    @pytest.fixture(autouse=True)
+    def own_database(self, postgres_url: str) -> None:
+        self.url = postgres_url
+
+    def new_store(self, clock: Clock, place: Path) -> SQLSessionStore:
+        return SQLSessionStore(self.url, clock=clock)

@@ -52,7 +52,7 @@ def test_what_names_no_database_is_refused(target: Any) -> None:
         SQLSessionStore(target)
 
 
-@pytest.mark.parametrize("scheme", ["postgresql", "postgresql+asyncpg", "mysql"])
+@pytest.mark.parametrize("scheme", ["postgresql+psycopg", "mysql"])
 def test_a_server_database_is_refused_by_name_without_its_password(scheme: str) -> None:
     with pytest.raises(ValidationError, match="this release has no store for") as refused:
         SQLSessionStore(f"{scheme}://user:secret@host/db")
@@ -64,11 +64,13 @@ def test_a_server_database_is_refused_by_name_without_its_password(scheme: str) 
     ("option", "value"),
     [
         ("synchronous", "OFF"),
-        ("synchronous", None),
         ("migrate", "yes"),
         ("busy_timeout_ms", -1),
         ("busy_timeout_ms", 1.5),
         ("lease_ttl_ms", 0),
+        ("pool_size", 8),
+        ("connect_timeout_ms", 1),
+        ("statement_timeout_ms", 1),
         ("mailbox_limit", 0),
     ],
 )

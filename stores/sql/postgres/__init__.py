@@ -1,0 +1,1 @@
+"""A PostgreSQL database as `SQLSessionStore` uses it, through asyncpg."""

@@ -128,7 +128,9 @@ class SessionStore(Protocol):
         """Remove the session with its runs, events, sequence counter and artifact rows. Idempotent.
 
         This store's waiters on it are answered with `[]`. A run in flight gets `LeaseLost` at its
-        next write. A new session with that id starts at 1 again.
+        next write. A new session with that id starts at 1 again. The session is gone in one step; what it
+        had may be removed in several, between which others write. The call returns when nothing is left,
+        or when the rest has to wait for a database that refuses: then the store goes on by itself.
         """
         ...
 

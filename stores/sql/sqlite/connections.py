@@ -179,13 +179,12 @@ class FileConnections:
     async def open(self, node_id: str, first: Callable[[Cursor], T]) -> T:
         """See `Connections`. The connection that writes is made for the first write."""
         self._files = DatabaseFiles(self._path, self.name)
-        self._nodes = Nodes(self._path, node_id)
         self._readers = ConnectionThreads(
             self._connect_reader, self._disconnect, count=READERS, name="asm-sqlite-reader"
         )
         self._writer = ConnectionThreads(self._connect_writer, self._disconnect, name="asm-sqlite-writer")
         try:
-            return await self._readers.run(_translated, self.name, self._prepare, (self._nodes, first))
+            return await self._readers.run(_translated, self.name, self._prepare, (node_id, first))
         except BaseException:
             await self.close()
             raise
@@ -237,11 +236,13 @@ class FileConnections:
         assert nodes is not None
         return self.read(lambda _: nodes.dead(node_ids))
 
-    def _prepare(self, cursor: Cursor, nodes: Nodes, first: Callable[[Cursor], T]) -> T:
-        if not is_ready(cursor, self.name, migrate=self._migrate):
-            prepare_file(self._path, self.name, nodes, busy_timeout_ms=self._busy_timeout_ms)
-            revision_of(cursor)  # only who reads opens the log
+    def _prepare(self, cursor: Cursor, node_id: str, first: Callable[[Cursor], T]) -> T:
         assert self._files is not None
+        path = self._files.path
+        self._nodes = nodes = Nodes(path, node_id)
+        if not is_ready(cursor, self.name, migrate=self._migrate):
+            prepare_file(path, self.name, nodes, busy_timeout_ms=self._busy_timeout_ms)
+            revision_of(cursor)  # only who reads opens the log
         self._files.opened()
         return first(cursor)
 
@@ -282,8 +283,8 @@ class FileConnections:
         with errors.translating(self.name):
             assert self._files is not None
             self._files.before_connecting()
-            forks.refuse_inherited(self._path, self.name)
-            connection = connect(self._path, self._busy_timeout_ms)
+            forks.refuse_inherited(self._files.path, self.name)
+            connection = connect(self._files.path, self._busy_timeout_ms)
             try:
                 for name, value in settings.items():
                     connection.execute(f"PRAGMA {name} = {value}")

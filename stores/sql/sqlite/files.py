@@ -48,6 +48,11 @@ class DatabaseFiles:
         """The folder at the last full check, if it has settled by then."""
         self._checked = 0.0
 
+    @property
+    def path(self) -> str:
+        """The file itself, once it was connected to: whatever links lead there, wherever the process goes."""
+        return self._path
+
     def before_connecting(self) -> None:
         """See that the file can be opened without harm to what is in it, or is still the one that was.
 

@@ -60,9 +60,10 @@ class ReadOnlyConnections:
 
     async def open(self, node_id: str, first: Callable[[Cursor], T]) -> T:
         """See `Connections`."""
-        self._nodes = Nodes(self._path, node_id)
         try:
-            return await self._read(self._opened, (first,))
+            found: T = await self._read(self._opened, (first,))
+            self._nodes = Nodes(self._path, node_id)
+            return found
         except BaseException:
             await self.close()
             raise
@@ -105,7 +106,9 @@ class ReadOnlyConnections:
                 self._view = _View(self._path, self.name, self._busy_timeout_ms)
             view = self._view
             try:
-                return await view.threads.run(view.answer, job, args)
+                found = await view.threads.run(view.answer, job, args)
+                self._path = view.path
+                return found
             except _OvertakenError:
                 self._leave(view)
         raise StoreUnavailable(f"{self.name} is opened and closed all the time")
@@ -129,7 +132,6 @@ class _View:
     """The connections of one time, at rest or not."""
 
     def __init__(self, path: str, name: str, busy_timeout_ms: int) -> None:
-        self._path = path
         self._name = name
         self._busy_timeout_ms = busy_timeout_ms
         self._files = DatabaseFiles(path, name)
@@ -138,6 +140,11 @@ class _View:
         self._at_rest: _AtRest | None = None
         """The file as it was; None: somebody may write to it."""
         self.threads = ConnectionThreads(self._connect, count=READERS, name="asm-sqlite-reader")
+
+    @property
+    def path(self) -> str:
+        """The file itself, once there is a connection."""
+        return self._files.path
 
     def answer(self, cursor: Cursor, job: Callable[..., T], args: tuple[Any, ...]) -> T:
         """Run a job, if all is as it was when the connection was made, and still is after it."""
@@ -160,10 +167,10 @@ class _View:
             with self._beginning:
                 if not self._has_begun:
                     self._files.before_connecting()
-                    forks.refuse_inherited(self._path, self._name)
-                    self._at_rest = _at_rest(self._path)
+                    forks.refuse_inherited(self.path, self._name)
+                    self._at_rest = _at_rest(self.path)
                     self._has_begun = True
-            place = Path(os.path.realpath(self._path)).as_uri()
+            place = Path(self.path).as_uri()
             how = "mode=ro" if self._at_rest is None else "immutable=1"
             connection = sqlite3.connect(
                 f"{place}?{how}",
@@ -176,7 +183,7 @@ class _View:
             return connection
 
     def _check(self) -> None:
-        if _at_rest(self._path) != self._at_rest:
+        if _at_rest(self.path) != self._at_rest:
             raise _OvertakenError from None
 
 

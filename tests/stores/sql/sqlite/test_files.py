@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from asm_runtime import Event
+from asm_runtime import Event, Run
 from asm_runtime.errors import StoreError, StoreUnavailable
 from asm_runtime.stores import SQLSessionStore
 from asm_runtime.stores.sql.sqlite import connections, engine
@@ -32,6 +32,30 @@ def event(session_id: str = "s") -> Event:
 async def numbers(file: str) -> list[int]:
     async with SQLSessionStore(f"sqlite:///{file}") as store:
         return [one.sequence_number or 0 for one in await store.get_events("s")]
+
+
+@pytest.mark.parametrize("kind", ["reads only", "has written", "has not written yet"])
+async def test_a_relative_path_stays_that_of_the_file_wherever_the_process_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+        async with SQLSessionStore(f"sqlite:///{tmp_path}/{folder}/asm.db") as store:
+            await store.append_event(event(folder))
+    there = {path: path.lstat().st_mtime_ns for path in (tmp_path / "there").rglob("*")}
+    monkeypatch.chdir(tmp_path / "here")
+    async with SQLSessionStore("sqlite:///asm.db", read_only=kind == "reads only") as store:
+        if kind == "has written":
+            await store.append_event(event("here"))
+        monkeypatch.chdir(tmp_path / "there")
+        pages = await asyncio.gather(*(store.get_events("here") for _ in range(3)))
+        assert all(pages)
+        if kind != "reads only":
+            await store.append_event(event("here"))
+            await store.enqueue_run(Run.new(session_id="here"))
+            assert await store.claim_run("here")
+    assert {path: path.lstat().st_mtime_ns for path in (tmp_path / "there").rglob("*")} == there
+    assert await numbers(str(tmp_path / "there" / "asm.db")) == []
 
 
 @pytest.mark.parametrize("part", PARTS)

@@ -480,6 +480,9 @@ class Dispatcher:
                 if len(runs) < RECOUNT_PAGE:
                     break
                 last = runs[-1].id
+            # A run that is pending no more may be that of a claim of ours, whose answer is on its way.
+            if not await all_done(self._clock, STORE_GRACE_S, *(self._claims or ())):
+                raise StoreError("a claim is not answered")
         except BaseException:
             self.queue.stop_counting()
             raise

@@ -294,6 +294,23 @@ async def test_a_callback_given_again_after_a_restart_is_called(store: SessionSt
     assert set(seen) <= {"run_started", "run_completed"}
 
 
+async def test_a_run_whose_claim_is_answered_late_keeps_its_callback(store: SessionStore) -> None:
+    """The queue is counted when the claim is made, and before its answer has come."""
+    faulty, clock, seen = FaultyStore(store), JumpingClock(), list[str]()
+    async with await open_server(faulty, ScriptedAdapter(), clock=clock) as server:
+        faulty.late.add("claim_run")
+        run_id = await server.submit_run({}, event_callback=lambda event: seen.append(str(event.type)))
+        await until(lambda: faulty.held["claim_run"])
+        counted = faulty.calls["list_runs"]
+        await server.manager.start_run(server.session_id, {})  # news, so that it is counted
+        while faulty.calls["list_runs"] == counted:
+            await clock.advance_ms(100)
+        await clock.advance_ms(100)
+        faulty.heal()
+        await server.await_run(run_id)
+        await until(lambda: "run_completed" in seen)
+
+
 # -- nothing is collected
 
 

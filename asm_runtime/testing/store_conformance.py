@@ -23,10 +23,12 @@ from collections.abc import Callable
 
 import pytest
 
-for _part in ("case", "records", "payloads", "log", "queue", "model", "shared"):
+for _part in ("case", "life", "records", "flush", "payloads", "log", "queue", "model", "shared"):
     pytest.register_assert_rewrite(f"asm_runtime.testing.store_{_part}")
 
-from asm_runtime.testing.store_log import LogCase, LongPollCase  # noqa: E402  the asserts are rewritten first
+from asm_runtime.testing.store_flush import FlushCase  # noqa: E402  the asserts are rewritten first
+from asm_runtime.testing.store_life import LifeCase  # noqa: E402
+from asm_runtime.testing.store_log import LogCase, LongPollCase  # noqa: E402
 from asm_runtime.testing.store_model import (  # noqa: E402
     ModelCase,
     StoreModel,
@@ -35,7 +37,7 @@ from asm_runtime.testing.store_model import (  # noqa: E402
 )
 from asm_runtime.testing.store_payloads import PayloadsCase  # noqa: E402
 from asm_runtime.testing.store_queue import QueueCase, RevisionCase  # noqa: E402
-from asm_runtime.testing.store_records import LifeCase, RecordsCase  # noqa: E402
+from asm_runtime.testing.store_records import RecordsCase  # noqa: E402
 from asm_runtime.testing.store_shared import SharedDataConformance  # noqa: E402
 
 __all__ = [
@@ -49,7 +51,7 @@ __all__ = [
 
 
 class SessionStoreConformance(
-    LifeCase, RecordsCase, PayloadsCase, LogCase, LongPollCase, QueueCase, RevisionCase, ModelCase
+    LifeCase, RecordsCase, FlushCase, PayloadsCase, LogCase, LongPollCase, QueueCase, RevisionCase, ModelCase
 ):
     """What one opened store promises. To be subclassed, see the module."""
 

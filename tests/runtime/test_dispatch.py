@@ -470,4 +470,4 @@ async def test_orphans_that_a_server_finds_at_its_start_go_before_what_waits(sto
         faulty.heal()
         for run in runs:
             await server.await_run(run.id)
-    assert adapter.started[0] == runs[0].id
+    assert runs[0].id in adapter.started[:2]  # two slots are filled at once

@@ -142,9 +142,12 @@ async def test_a_draining_server_notices_what_others_cancel(store: SessionStore,
 
 async def test_a_drain_that_leaves_the_queue_counts_a_claim_under_way(store: SessionStore) -> None:
     faulty, gate = FaultyStore(store), Gate()
-    async with await open_server(faulty, ScriptedAdapter([gate])) as server:
-        faulty.late.add("claim_run")
-        run_id = await server.submit_run({})
+    adapter = ScriptedAdapter([gate])
+    manager = SessionManager(store, adapter)
+    session = await manager.start_active_session(agent_id="tester")
+    run_id = (await manager.start_run(session.id, {})).id  # so that the first claim finds it
+    faulty.late.add("claim_run")
+    async with SessionServer(store=faulty, adapter=adapter, session_id=session.id) as server:
         await until(lambda: faulty.held["claim_run"])
         draining = asyncio.create_task(server.drain(queued="leave"))
         await until(lambda: server.status().draining)

@@ -33,7 +33,8 @@ async def until_idle(server: SessionServer) -> None:
 
 
 async def test_free_slots_are_filled_by_claims_side_by_side(store: SessionStore) -> None:
-    faulty, gate = FaultyStore(store), Gate()
+    faulty: Any = FaultyStore(store)
+    gate = Gate()
     adapter = ScriptedAdapter([gate])
     async with await open_server(faulty, adapter, max_concurrent_runs=8) as server:
         runs = await queued_runs(server, 20)

@@ -142,7 +142,8 @@ async def test_a_draining_server_notices_what_others_cancel(store: SessionStore,
 
 
 async def test_a_drain_that_leaves_the_queue_counts_a_claim_under_way(store: SessionStore) -> None:
-    faulty, gate = FaultyStore(store), Gate()
+    faulty: Any = FaultyStore(store)
+    gate = Gate()
     adapter = ScriptedAdapter([gate])
     manager = SessionManager(store, adapter)
     session = await manager.start_active_session(agent_id="tester")
